@@ -1,0 +1,1 @@
+"""YAML files of the runs, and `loader`, the one module that reads them."""

@@ -1,0 +1,208 @@
+"""A Hugging Face model directory: `config.json`, tokenizer files and safetensors, without torch.
+
+The tensor headers are read by hand (8 bytes of length, then JSON; the format is specified in the
+safetensors README), so that a tool can plan a merge or a load of 70B without touching the data.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from configs.loader import ConfigError
+
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "original/tokenizer.model",
+)
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: `start` and `stop` are byte offsets in `file`; `dtype` as safetensors writes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    stop: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensor's data."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """The parsed `config.json` and the tensors of a model directory, by name."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "ModelDirectory":
+        """Reads the configuration and the headers of all tensor files.
+
+        Raises:
+            ConfigError: the folder, `config.json` or a tensor file is missing or damaged.
+        """
+        path = Path(path)
+        config = _read_json(path / "config.json", "give a Hugging Face model directory")
+        tensors: dict[str, TensorEntry] = {}
+        for file in _tensor_files(path):
+            tensors.update({entry.name: entry for entry in read_header(file)})
+        return cls(path, config, tensors)
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns the bytes of one tensor as a read-only memory map, uint8, (num_bytes,)."""
+        entry = self.tensors[name]
+        return np.memmap(entry.file, dtype=np.uint8, mode="r", offset=entry.start, shape=(entry.num_bytes,))
+
+    def tokenizer_files(self) -> list[Path]:
+        """Returns the tokenizer's files that are present, relative to the directory."""
+        return [Path(name) for name in TOKENIZER_FILES if (self.path / name).is_file()]
+
+
+def read_header(file: Path) -> list[TensorEntry]:
+    """Returns the entries of one safetensors file in the order of their data.
+
+    Raises:
+        ConfigError: the header is no safetensors header, or the file is shorter than it says.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length + 8 > size:
+            raise ConfigError(file, [f"is no safetensors file, or cut short at {size} bytes; copy it again"])
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise ConfigError(file, [f"has a damaged safetensors header: {error}; copy it again"]) from None
+    header.pop("__metadata__", None)
+    base = 8 + length
+    entries = [
+        TensorEntry(name, info["dtype"], tuple(info["shape"]), file, *(base + o for o in info["data_offsets"]))
+        for name, info in header.items()
+    ]
+    end = max((entry.stop for entry in entries), default=base)
+    if end != size:
+        raise ConfigError(file, [f"has {size} bytes where its header says {end}; copy it again"])
+    return sorted(entries, key=lambda entry: entry.start)
+
+
+class TensorWriter:
+    """Writes safetensors shards tensor by tensor, so that memory holds one tensor at a time.
+
+    Files carry their final names only when all of them are complete (`finish`).
+    """
+
+    def __init__(
+        self, folder: Path, planned: Iterable[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int = 5 * 10**9
+    ) -> None:
+        """Plans the shards.
+
+        Args:
+            folder: created when missing.
+            planned: (name, safetensors dtype, shape) of every tensor, in the order of writing.
+            max_shard_bytes: a shard closes before it would exceed this (one tensor always fits).
+        """
+        self._folder = folder
+        self._shards: list[dict[str, tuple[str, tuple[int, ...], int]]] = [{}]
+        filled = 0
+        for name, dtype, shape in planned:
+            num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+            if filled and filled + num_bytes > max_shard_bytes:
+                self._shards.append({})
+                filled = 0
+            self._shards[-1][name] = (dtype, shape, num_bytes)
+            filled += num_bytes
+        self._order = [(index, name) for index, shard in enumerate(self._shards) for name in shard]
+        self._written = 0
+        self._stream: BinaryIO | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, data: bytes | np.ndarray) -> None:
+        """Appends the bytes of the next planned tensor."""
+        shard, expected = self._order[self._written]
+        num_bytes = self._shards[shard][expected][2]
+        assert name == expected, f"tensor {name} written where {expected} was planned"
+        assert len(data) == num_bytes, f"tensor {name} has {len(data)} bytes, planned {num_bytes}"
+        if self._stream is None or self._order[self._written - 1][0] != shard:
+            self._open(shard)
+        assert self._stream is not None
+        self._stream.write(data if isinstance(data, bytes) else data.data)
+        self._written += 1
+
+    def finish(self) -> None:
+        """Gives all files their final names; the index of a sharded model is written last."""
+        assert self._written == len(self._order), f"{self._written} of {len(self._order)} tensors written"
+        if self._stream is not None:
+            self._stream.close()
+        names = [self._name(index) for index in range(len(self._shards))]
+        for name in names:
+            (self._folder / f"{name}.tmp").replace(self._folder / name)
+        if len(names) > 1:
+            total = sum(size for shard in self._shards for _, _, size in shard.values())
+            weight_map = {tensor: names[index] for index, tensor in self._order}
+            index_file = self._folder / INDEX
+            partial = index_file.with_name(INDEX + ".tmp")
+            partial.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+            partial.replace(index_file)
+
+    def _name(self, index: int) -> str:
+        count = len(self._shards)
+        return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+    def _open(self, index: int) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name, (dtype, shape, num_bytes) in self._shards[index].items():
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
+            offset += num_bytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the data of every tensor starts at a multiple of 8
+        self._stream = (self._folder / f"{self._name(index)}.tmp").open("wb")
+        self._stream.write(struct.pack("<Q", len(text)) + text)
+
+
+def _tensor_files(path: Path) -> list[Path]:
+    if (path / INDEX).is_file():
+        names = sorted(set(_read_json(path / INDEX, "copy it again").get("weight_map", {}).values()))
+        if escaping := [name for name in names if Path(name).name != name]:
+            raise ConfigError(path / INDEX, [f"names {escaping[0]!r}; tensor files lie in the folder itself"])
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (path / name).is_file()]
+    if missing or not names:
+        raise ConfigError(path, [f"{(missing or ['model.safetensors'])[0]} is missing; download the model again"])
+    return [path / name for name in names]
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(path, [f"does not exist; {remedy}"]) from None
+    except ValueError as error:
+        raise ConfigError(path, [f"is no JSON: {error}; {remedy}"]) from None
+    if not isinstance(value, dict):
+        raise ConfigError(path, [f"holds no JSON object; {remedy}"])
+    return value

@@ -1,0 +1,137 @@
+"""Turns a training run into a Hugging Face directory that transformers and vLLM load.
+
+    tune run --nproc_per_node 1 recipes/export.py --config configs/export/llama3_8b.yaml \
+        run=out/cpt/llama3_8b_ko output_dir=out/models/llama3_8b_ko
+
+The weights are read back and compared bit for bit before the manifest makes the directory complete.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from configs.loader import ConfigError, existing_path, one_of, parse
+from data_prep.chat_template import LLAMA3
+from data_prep.hf_directory import TOKENIZER_FILES, ModelDirectory
+from data_prep.lineage import MANIFEST, write_json, write_manifest
+from data_prep.tokenizer import load_tokenizer
+from recipes.training import weights
+from recipes.training.checkpoint import latest_checkpoint, read_state
+from recipes.training.loop import open_weights
+from recipes.training.model import Architecture, build_model
+
+END_OF_TURN = "<|eot_id|>"
+
+
+@dataclass
+class ExportConfig:
+    """One run to one model directory."""
+
+    output_dir: str = MISSING
+    """Hugging Face directory to write."""
+    run: str = MISSING
+    """Run folder; its newest complete checkpoint is exported."""
+    tokenizer: str | None = None
+    """Directory with the tokenizer files; default: the weights the run started from."""
+    chat_template: str = "keep"
+    """`keep`: what the tokenizer directory has; `llama3`: Llama-3-Instruct's, and its end of turn ends an answer."""
+    dtype: str = "bf16"
+    """Of the written weights: bf16 or fp32."""
+    seed: int = 0
+    """Unused: nothing is drawn."""
+    device: str = "cpu"
+    """Unused: export computes nothing on a device."""
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Returns the problems of the settings."""
+    problems = one_of(cfg, "chat_template", ["keep", "llama3"]) + one_of(cfg, "dtype", ["bf16", "fp32"])
+    return problems + existing_path(cfg, "run", "tokenizer")
+
+
+def read_run(run: Path) -> tuple[DictConfig, Path, Architecture]:
+    """Returns the run's configuration, its newest checkpoint and the model's shape.
+
+    Raises:
+        ConfigError: the folder is no run folder or has no complete checkpoint.
+    """
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    if checkpoint is None or not (run / "config.yaml").is_file():
+        raise ConfigError(run, ["holds no complete checkpoint; give the output_dir of a training run"])
+    trained = OmegaConf.load(run / "config.yaml")
+    assert isinstance(trained, DictConfig)
+    if trained.weights:
+        return trained, checkpoint, open_weights(trained.weights)[1]
+    return trained, checkpoint, Architecture(**trained.model)
+
+
+def write_weights(checkpoint: Path, architecture: Architecture, folder: Path, dtype: str) -> None:
+    """Writes the checkpoint's tensors as safetensors, then reads them back and compares bit for bit.
+
+    Raises:
+        ConfigError: a tensor read back differs, so the disk or the conversion is at fault.
+    """
+    with torch.device("meta"):
+        parameters = dict(build_model(architecture).named_parameters())
+
+    def read(name: str) -> torch.Tensor:
+        tensor = torch.empty(parameters[name].shape)
+        dcp.load({"model": {name: tensor}}, checkpoint_id=str(checkpoint), no_dist=True)
+        return tensor
+
+    weights.write_hf(folder, read, {n: p.shape for n, p in parameters.items()}, architecture, dtype)
+    model = build_model(architecture)
+    weights.load(model, ModelDirectory.open(folder), architecture)
+    rounded = weights.TORCH_DTYPES[dtype]
+    if wrong := [n for n, p in model.named_parameters() if not torch.equal(p.data, read(n).to(rounded).float())]:
+        raise ConfigError(folder, [f"tensor {wrong[0]} read back differs from the checkpoint; export again"])
+
+
+def write_tokenizer(source: Path, folder: Path, chat_template: str) -> tuple[int, list[int]]:
+    """Copies the tokenizer files, adds the chat template, and returns the BOS id and the ids that end a text."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
+    tokenizer = load_tokenizer(source)
+    if chat_template == "llama3":
+        (folder / "chat_template.jinja").write_text(LLAMA3, encoding="utf-8")
+    end_of_turn = tokenizer.special_tokens.get(END_OF_TURN)
+    has_template = (folder / "chat_template.jinja").is_file()
+    eos_ids = [tokenizer.eos_id, *([end_of_turn] if has_template and end_of_turn is not None else [])]
+    return tokenizer.bos_id, eos_ids
+
+
+@parse(ExportConfig, check)
+def main(cfg: DictConfig) -> int:
+    """Exports a run as a Hugging Face directory."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    run, folder = Path(cfg.run), Path(cfg.output_dir)
+    trained, checkpoint, architecture = read_run(run)
+    source = Path(cfg.tokenizer or trained.weights or "")
+    if not (cfg.tokenizer or trained.weights):
+        raise ConfigError(run, ["started from no weights; name the tokenizer's directory as tokenizer=..."])
+    (folder / MANIFEST).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = "BF16" if cfg.dtype == "bf16" else "F32"
+    write_weights(checkpoint, architecture, folder, dtype)
+    bos_id, eos_ids = write_tokenizer(source, folder, cfg.chat_template)
+    torch_dtype = "bfloat16" if dtype == "BF16" else "float32"
+    write_json(folder / "config.json", architecture.to_hf(bos_id, eos_ids, torch_dtype))
+    generation = {"bos_token_id": bos_id, "eos_token_id": eos_ids if len(eos_ids) > 1 else eos_ids[0]}
+    write_json(folder / "generation_config.json", generation)
+    inputs = {"checkpoint": checkpoint / "state.json"} | ({"weights": Path(trained.weights)} if trained.weights else {})
+    state = read_state(checkpoint)
+    write_manifest(folder, inputs, kind="model", run=str(run), step=state["step"], ledger=state["ledger"])
+    print(f"{folder}: {dtype} weights of {checkpoint.name}, read back bit for bit")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training of one loop: data, model, optimizer, checkpoints and metrics."""

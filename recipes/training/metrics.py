@@ -1,0 +1,78 @@
+"""A run's folder: what it was started with, and what it measured."""
+
+import json
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from data_prep.lineage import commit, write_json
+
+PACKAGES = ("torch", "torchtune", "torchao", "numpy", "safetensors", "omegaconf")
+
+
+def versions() -> dict[str, str]:
+    """Returns the commit and the versions of Python and the packages a result depends on."""
+    return {"commit": commit(), "python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def describe_run(folder: Path, cfg: DictConfig) -> None:
+    """Writes `config.yaml` (resolved), `command.txt` and `versions.json`; no environment, no secrets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    (folder / "command.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
+    write_json(folder / "versions.json", versions())
+
+
+class Metrics:
+    """`metrics.jsonl`, TensorBoard and a progress bar; use as a context manager, on rank 0."""
+
+    def __init__(self, folder: Path, start_step: int, steps: int, name: str) -> None:
+        """Opens the files, dropping rows that a resumed run is about to repeat.
+
+        Args:
+            folder: the run folder.
+            start_step: rows of later steps are removed.
+            steps: length of the progress bar.
+            name: its label.
+        """
+        path = folder / "metrics.jsonl"
+        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [row for row in rows if _step_of(row) <= start_step]
+        path.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        interval = 0.5 if sys.stderr.isatty() else 10.0
+        self._bar = tqdm(initial=start_step, total=steps, desc=name, unit="step", mininterval=interval)
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+    def log_step(self, step: int, values: dict[str, float]) -> None:
+        """Writes the values of the step that just ended, counted from 1."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
+        self._bar.update()
+
+
+def _step_of(row: str) -> float:
+    try:
+        return float(json.loads(row)["step"])
+    except (ValueError, KeyError):
+        return float("inf")  # the last line of a killed run may be cut short

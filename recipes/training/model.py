@@ -1,0 +1,184 @@
+"""The decoder of a Llama: its shape, its builder, and how it is spread over ranks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torchtune.models.llama3._component_builders import llama3
+from torchtune.models.llama3_1._component_builders import llama3_1
+from torchtune.models.llama3_2._component_builders import llama3_2
+from torchtune.modules import TransformerDecoder
+
+from configs.loader import ConfigError
+from recipes.training.distributed import World
+
+
+@dataclass
+class Architecture:
+    """Shape of a Llama-3 family decoder; the names are torchtune's, sizes in elements."""
+
+    vocab_size: int = 128_256
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    embed_dim: int = 4096
+    intermediate_dim: int = 14_336
+    max_seq_len: int = 8192
+    rope_base: int = 500_000
+    rope_scale_factor: int = 1
+    """Llama-3.1's frequency scaling (low 1, high 4, original context 8192); 1 is none."""
+    norm_eps: float = 1e-5
+    tied_embeddings: bool = False
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], origin: object) -> "Architecture":
+        """Reads a Hugging Face `config.json`.
+
+        Args:
+            config: the parsed file, of transformers 4 or 5.
+            origin: named in the error.
+
+        Raises:
+            ConfigError: another model type, or a feature that torchtune's builders do not have.
+        """
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        heads, width = config.get("num_attention_heads", 0), config.get("hidden_size", 0)
+        llama3_scaling = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+        found = {
+            "model_type": (config.get("model_type"), "llama"),
+            "hidden_act": (config.get("hidden_act", "silu"), "silu"),
+            "attention_bias": (config.get("attention_bias", False), False),
+            "mlp_bias": (config.get("mlp_bias", False), False),
+            "head_dim": (config.get("head_dim") or (width // heads if heads else 0), width // heads if heads else 1),
+        }
+        if kind == "llama3":
+            found |= {key: (scaling.get(key), value) for key, value in llama3_scaling.items()}
+        elif kind != "default":
+            found["rope_type"] = (kind, "llama3")
+        problems = [
+            f"{key} is {value!r}, {wanted!r} is supported; use a Llama-3 model"
+            for key, (value, wanted) in found.items()
+            if value != wanted
+        ]
+        if problems:
+            raise ConfigError(origin, problems)
+        return cls(
+            vocab_size=config["vocab_size"],
+            num_layers=config["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=config.get("num_key_value_heads") or heads,
+            embed_dim=width,
+            intermediate_dim=config["intermediate_size"],
+            max_seq_len=config["max_position_embeddings"],
+            rope_base=int(scaling.get("rope_theta") or config.get("rope_theta", 10_000)),
+            rope_scale_factor=int(scaling["factor"]) if kind == "llama3" else 1,
+            norm_eps=config.get("rms_norm_eps", 1e-6),
+            tied_embeddings=config.get("tie_word_embeddings", False),
+        )
+
+    def to_hf(self, bos_id: int, eos_ids: list[int], dtype: str) -> dict[str, Any]:
+        """Returns the Hugging Face `config.json`, in the form that transformers 4 and 5 both read."""
+        scaling = {
+            "rope_type": "llama3",
+            "factor": float(self.rope_scale_factor),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.embed_dim,
+            "intermediate_size": self.intermediate_dim,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.embed_dim // self.num_heads,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.max_seq_len,
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": float(self.rope_base),
+            "rope_scaling": scaling if self.rope_scale_factor != 1 else None,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": self.tied_embeddings,
+            "bos_token_id": bos_id,
+            "eos_token_id": eos_ids if len(eos_ids) > 1 else eos_ids[0],
+            "torch_dtype": dtype,
+        }
+
+
+def build_model(architecture: Architecture) -> TransformerDecoder:
+    """Returns torchtune's decoder on the current default device (use `torch.device("meta")` for none)."""
+    arguments: dict[str, Any] = {
+        "vocab_size": architecture.vocab_size,
+        "num_layers": architecture.num_layers,
+        "num_heads": architecture.num_heads,
+        "num_kv_heads": architecture.num_kv_heads,
+        "embed_dim": architecture.embed_dim,
+        "max_seq_len": architecture.max_seq_len,
+        "rope_base": architecture.rope_base,
+        "intermediate_dim": architecture.intermediate_dim,
+        "norm_eps": architecture.norm_eps,
+    }
+    if architecture.tied_embeddings:
+        # a scale factor of 1 is the identity, so this one builder covers tied models with and without scaling
+        return llama3_2(**arguments, scale_factor=architecture.rope_scale_factor)
+    if architecture.rope_scale_factor != 1:
+        return llama3_1(**arguments, scale_factor=architecture.rope_scale_factor)
+    return llama3(**arguments)
+
+
+def build_sharded_model(
+    architecture: Architecture, world: World, precision: str, activation_checkpointing: bool
+) -> TransformerDecoder:
+    """Builds on the meta device, then: activation checkpointing -> FSDP2 -> empty storage on the device.
+
+    Parameters are stored, reduced and updated in fp32; `precision` is the dtype of the computation.
+    Gradients of the ranks are summed, not averaged: the loss is already divided by the global number
+    of targets.
+
+    Args:
+        architecture: the decoder's shape.
+        world: the ranks to shard over.
+        precision: `fp32` or `bf16`.
+        activation_checkpointing: whether each layer recomputes its activations in the backward pass.
+
+    Returns:
+        The model with uninitialised weights; `weights.load` or `weights.initialise` fills them.
+    """
+    with torch.device("meta"):
+        model = build_model(architecture)
+    for index, layer in enumerate(model.layers):
+        if activation_checkpointing:
+            model.layers[index] = checkpoint_wrapper(layer)
+    compute = torch.bfloat16 if precision == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in model.layers:
+        fully_shard(layer, mesh=world.mesh, mp_policy=policy)
+    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+    model.to_empty(device=world.device)
+    restore_rope(model, world.device)
+    return model
+
+
+def restore_rope(model: nn.Module, device: torch.device) -> None:
+    """Recomputes the rotary caches, which a model built on the meta device lacks; they stay in fp32."""
+    with device:
+        for module in model.modules():
+            if rope_init := getattr(module, "rope_init", None):
+                rope_init()
+
+
+def plain_name(name: str) -> str:
+    """Returns a parameter's name without what activation checkpointing adds to it."""
+    return name.replace("_checkpoint_wrapped_module.", "")

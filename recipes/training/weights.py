@@ -1,0 +1,162 @@
+"""Weights between Hugging Face safetensors and the sharded model, each rank touching only its rows.
+
+Hugging Face rotates halves where torchtune's rotary embedding rotates neighbours; the rows of q_proj and
+k_proj are permuted between the two.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torchtune.modules import TransformerDecoder
+
+from configs.loader import ConfigError
+from data_prep.hf_directory import ModelDirectory, TensorWriter
+from recipes.training.model import Architecture, plain_name
+
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_LAYER_NAMES = {
+    "attn.q_proj.weight": "self_attn.q_proj.weight",
+    "attn.k_proj.weight": "self_attn.k_proj.weight",
+    "attn.v_proj.weight": "self_attn.v_proj.weight",
+    "attn.output_proj.weight": "self_attn.o_proj.weight",
+    "mlp.w1.weight": "mlp.gate_proj.weight",
+    "mlp.w2.weight": "mlp.down_proj.weight",
+    "mlp.w3.weight": "mlp.up_proj.weight",
+    "sa_norm.scale": "input_layernorm.weight",
+    "mlp_norm.scale": "post_attention_layernorm.weight",
+}
+_OUTER_NAMES = {
+    "tok_embeddings.weight": "model.embed_tokens.weight",
+    "norm.scale": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+INITIAL_STD = 0.02
+
+
+def hf_name(name: str) -> str:
+    """Returns the Hugging Face name of a torchtune parameter."""
+    name = plain_name(name)
+    if name in _OUTER_NAMES:
+        return _OUTER_NAMES[name]
+    _, index, rest = name.split(".", 2)
+    return f"model.layers.{index}.{_LAYER_NAMES[rest]}"
+
+
+def rotary_rows(name: str, num_rows: int, architecture: Architecture) -> np.ndarray | None:
+    """Returns, for each row of torchtune's parameter, its row in Hugging Face's; None when they are the same.
+
+    Source: the inverse of `_permute` in torchtune's `convert_weights.hf_to_tune`.
+    """
+    heads = {"q_proj": architecture.num_heads, "k_proj": architecture.num_kv_heads}
+    count = next((n for part, n in heads.items() if f".{part}." in name), None)
+    if count is None:
+        return None
+    head_dim = num_rows // count
+    return np.arange(num_rows).reshape(count, 2, head_dim // 2).transpose(0, 2, 1).reshape(-1)
+
+
+def load(model: nn.Module, directory: ModelDirectory, architecture: Architecture) -> None:
+    """Fills the (possibly sharded) model from a Hugging Face directory, one tensor at a time.
+
+    Raises:
+        ConfigError: a tensor is missing or has another shape or dtype; all of them at once.
+    """
+    parameters = dict(model.named_parameters())
+    _check_tensors(parameters, directory)
+    for name, parameter in parameters.items():
+        source, rows_of = directory.tensors[hf_name(name)], rotary_rows(name, parameter.shape[0], architecture)
+        table = directory.read(source.name).reshape(parameter.shape[0], -1)
+
+        def read(
+            start: int,
+            stop: int,
+            table: np.ndarray = table,
+            rows: np.ndarray | None = rows_of,
+            dtype: str = source.dtype,
+            width: torch.Size = parameter.shape[1:],
+        ) -> torch.Tensor:
+            block = np.array(table[start:stop] if rows is None else table[rows[start:stop]])
+            return torch.from_numpy(block).view(TORCH_DTYPES[dtype]).reshape(stop - start, *width)
+
+        _fill(parameter, read)
+
+
+def initialise(model: TransformerDecoder, seed: int) -> None:
+    """Draws the weights of a new model: normal with std 0.02, ones for norms; the same at any world size.
+
+    Projections into the residual stream are scaled by 1/sqrt(2 * layers).
+    Source: GPT-2's initialisation, Radford et al. 2019, section 2.3.
+    """
+    num_layers = len(model.layers)
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        if parameter.dim() == 1:
+            full = torch.ones(parameter.shape)
+        else:
+            into_residual = "output_proj" in name or ".w2." in name
+            std = INITIAL_STD / math.sqrt(2 * num_layers) if into_residual else INITIAL_STD
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            full = torch.empty(parameter.shape).normal_(std=std, generator=generator)
+
+        def rows(start: int, stop: int, full: torch.Tensor = full) -> torch.Tensor:
+            return full[start:stop]
+
+        _fill(parameter, rows)
+
+
+def write_hf(
+    folder: Path,
+    read: Callable[[str], torch.Tensor],
+    shapes: dict[str, torch.Size],
+    architecture: Architecture,
+    dtype: str,
+) -> None:
+    """Writes the tensors of a model as Hugging Face safetensors, one at a time.
+
+    Args:
+        folder: the model directory.
+        read: returns the whole tensor of a torchtune parameter name, any float dtype.
+        shapes: parameter names -> shapes, in the order of writing.
+        architecture: says which rows are permuted.
+        dtype: `F32` or `BF16`; the tensors are rounded once to it.
+    """
+    writer = TensorWriter(folder, [(hf_name(name), dtype, tuple(shape)) for name, shape in shapes.items()])
+    for name, shape in shapes.items():
+        tensor = read(name).to(TORCH_DTYPES[dtype])
+        rows = rotary_rows(name, shape[0], architecture)
+        if rows is not None:
+            tensor = tensor[torch.from_numpy(np.argsort(rows))]
+        writer.write(hf_name(name), tensor.contiguous().view(torch.uint8).numpy().reshape(-1))
+    writer.finish()
+
+
+def _check_tensors(parameters: dict[str, nn.Parameter], directory: ModelDirectory) -> None:
+    problems = []
+    for name, parameter in parameters.items():
+        entry = directory.tensors.get(hf_name(name))
+        if entry is None:
+            problems.append(f"tensor {hf_name(name)} is missing; download the model again")
+        elif entry.shape != tuple(parameter.shape):
+            problems.append(
+                f"tensor {entry.name} has shape {list(entry.shape)}, config.json says {list(parameter.shape)}; "
+                "the two files do not belong together"
+            )
+        elif entry.dtype not in TORCH_DTYPES:
+            problems.append(f"tensor {entry.name} is {entry.dtype}; {', '.join(TORCH_DTYPES)} can be loaded")
+    if problems:
+        raise ConfigError(directory.path, problems)
+
+
+def _fill(parameter: nn.Parameter, read: Callable[[int, int], torch.Tensor]) -> None:
+    """Copies rows `read(start, stop)` of the whole tensor into this rank's part of it."""
+    if not isinstance(parameter, DTensor):
+        parameter.data.copy_(read(0, parameter.shape[0]))
+        return
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    if shape[0]:
+        parameter.to_local().data.copy_(read(offset[0], offset[0] + shape[0]))
