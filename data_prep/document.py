@@ -1,6 +1,5 @@
 """The document, the unit of every corpus stage, and its JSON-lines files."""
 
-import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +9,9 @@ from typing import Any
 import zstandard
 
 from configs.loader import UserError
+
+
+CHUNK_BYTES = 1 << 20
 
 
 class CorpusError(UserError):
@@ -38,19 +40,54 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         raise CorpusError(f"{path} does not exist; give an existing .jsonl or .jsonl.zst file")
-    number = 0
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{path} line {number} is no UTF-8: {error}; convert the file to UTF-8") from None
+        if text.strip():
+            yield _parse(path, number, text)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    rest = b""
+    for chunk in _zstd_chunks(path) if path.suffix == ".zst" else _chunks(path):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _zstd_chunks(path: Path) -> Iterator[bytes]:
+    """Yields the decompressed content; unlike zstandard's reader it notices a frame without its end."""
+    frame = zstandard.ZstdDecompressor().decompressobj()
     try:
-        with path.open("rb") as raw:
-            stream = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
-            for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8"), start=1):
-                if not line.strip():
-                    continue
-                value = json.loads(line)
-                if not isinstance(value, dict):
-                    raise CorpusError(f"{path} line {number} holds {line.strip()[:40]!r}; a JSON object is expected")
-                yield value
-    except (UnicodeDecodeError, zstandard.ZstdError, json.JSONDecodeError) as error:
-        raise CorpusError(f"{path} line {number + 1} cannot be read: {error}; mend or remove the file") from None
+        for chunk in _chunks(path):
+            while chunk:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(chunk)
+                chunk = frame.unused_data
+    except zstandard.ZstdError as error:
+        raise CorpusError(f"{path} is no zstd file, or damaged: {error}; write the file anew") from None
+    if not frame.eof:
+        raise CorpusError(f"{path} is cut short at {path.stat().st_size} bytes; write the file anew")
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CorpusError(f"{path} line {number} is no JSON: {error}; mend or remove the line") from None
+    if not isinstance(value, dict):
+        raise CorpusError(f"{path} line {number} holds {line.strip()[:40]!r}; a JSON object is expected; mend the line")
+    return value
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 from tqdm import tqdm
 
 from configs.loader import existing_path, parse, positive
@@ -22,7 +22,7 @@ from recipes.evaluation.candidate import Candidate, Limits, score_answers, score
 from recipes.training import weights
 from recipes.training.distributed import choose_device
 from recipes.training.loop import open_weights
-from recipes.training.metrics import describe_run
+from recipes.training.metrics import versions
 from recipes.training.model import build_model
 
 
@@ -90,8 +90,8 @@ def main(cfg: DictConfig) -> int:
     for number, prompt in enumerate(prompts):
         shown = {"prompt": prompt["messages"][-1]["content"], "lang": prompt["lang"]}
         report["generations"].append(shown | {"answers": {name: texts[number] for name, texts in replies.items()}})
-    report["settings"] = {"seq_len": cfg.seq_len, "max_new_tokens": cfg.max_new_tokens, "decoding": "greedy"}
-    describe_run(Path(cfg.output_dir), cfg)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    report["settings"] = {"decoding": "greedy", "config": settings, "versions": versions()}
     write_json(Path(cfg.output_dir) / "report.json", report)
     print(table(report["rows"]))
     return 0

@@ -1,0 +1,1 @@
+"""Streamed arithmetic over Hugging Face safetensors directories."""

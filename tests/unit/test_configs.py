@@ -1,0 +1,60 @@
+"""Every YAML file under configs/ loads against the schema of the recipe that reads it."""
+
+import shlex
+
+import pytest
+from omegaconf import OmegaConf
+
+import recipes.chat
+import recipes.chat_vector
+import recipes.cpt
+import recipes.evaluate
+import recipes.export
+import recipes.pipeline
+import recipes.sft
+from configs.loader import load
+from recipes.training.model import Architecture
+from tests.support import ROOT
+
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+SCHEMAS = {
+    "cpt": recipes.cpt.CptConfig,
+    "sft": recipes.sft.SftConfig,
+    "chat_vector": recipes.chat_vector.ChatVectorConfig,
+    "evaluate": recipes.evaluate.EvaluateConfig,
+    "export": recipes.export.ExportConfig,
+    "pipelines": recipes.pipeline.PipelineConfig,
+    "chat": recipes.chat.ChatConfig,
+}
+FROM_THE_COMMAND_LINE = {"export": ["output_dir=x", "run=x"], "chat": ["model=x"]}
+
+
+def test_there_are_files():
+    assert len(FILES) >= 8
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_it_loads_and_its_components_resolve(path):
+    kind = path.stem if path.parent.name == "configs" else path.parent.name
+    if kind == "models":
+        blocks = OmegaConf.load(path)
+        assert set(blocks) <= {"weights", "model"}
+        OmegaConf.merge(OmegaConf.structured(Architecture), blocks.get("model", {}))
+        return
+    cfg = load(SCHEMAS[kind], path, FROM_THE_COMMAND_LINE.get(kind, []))  # resolves each _component_ as well
+    if "seq_len" in cfg and "global_batch_tokens" in cfg:
+        assert cfg.global_batch_tokens % cfg.seq_len == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/pipelines").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_stages_of_a_pipeline_name_files_that_exist_and_inputs_that_are_made(path):
+    cfg = load(recipes.pipeline.PipelineConfig, path)
+    made: set[str] = set()
+    for stage in cfg.stages:
+        assert stage.config is None or (ROOT / stage.config).is_file()
+        for word in shlex.split(stage.command):
+            assert not word.startswith("configs/") or (ROOT / word).is_file(), word
+        for name in stage.inputs:
+            known = any(name == one or name.startswith(f"{one}/") or one.startswith(f"{name}/") for one in made)
+            assert known or (ROOT / name).exists(), f"{stage.name}: nothing makes {name}"
+        made |= set(stage.outputs)
