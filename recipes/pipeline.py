@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
 
 from omegaconf import MISSING, DictConfig
 
@@ -31,7 +30,7 @@ class StageConfig:
 
     name: str = MISSING
     command: str = MISSING  # split as a shell would, run without one; ${output_dir} is filled in
-    config: Optional[str] = None  # noqa: UP045  the YAML file the command reads
+    config: str | None = None  # the YAML file the command reads
     inputs: list[str] = field(default_factory=list)  # files and folders
     outputs: list[str] = field(default_factory=list)  # removed when the stage starts afresh
 

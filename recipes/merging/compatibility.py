@@ -100,11 +100,11 @@ def _tokenizer_problems(one: ModelDirectory, other: ModelDirectory) -> Iterator[
                 "(tokenizer.json, tokenizer.model) is in both; add the one that is missing"
             )
         elif models[0] != models[1]:
-            yield f"tokenizer.model differs between {one.path} and {other.path}; give models of one tokenizer"
+            yield f"tokenizer.model differs in {one.path} and {other.path}; give models of one tokenizer"
         return
     for part in ("vocabulary", "merges"):
         if left[part] != right[part]:
-            yield f"the {part} of tokenizer.json differs between {one.path} and {other.path}; give models of one tokenizer"
+            yield f"the {part} of tokenizer.json differs in {one.path} and {other.path}; give models of one tokenizer"
     for token in sorted(left["ids"].keys() & right["ids"].keys()):
         if left["ids"][token] != right["ids"][token]:
             yield (

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from data_prep.hf_directory import ModelDirectory, TensorWriter
-from recipes.merging.chat_vector import add_chat_vector
+from recipes.merging.chat_vector import add_chat_vector, compute_dtype
 from recipes.merging.compatibility import MergeError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CHUNK_ELEMENTS = 1 << 22  # 16 MB in float32: the temporaries stay small whatever the tensor
+CHUNK_ELEMENTS = 1 << 20  # 4 MB in float32: the temporaries fit the cache and stay small whatever the tensor
 
 
 def merge_tensors(
@@ -43,13 +43,14 @@ def merge_tensors(
         MergeError: a merged value is not finite.
     """
     target = models[0]
-    writer = TensorWriter(folder, [(entry.name, entry.dtype, entry.shape) for entry in target.tensors.values()])
+    planned = [(entry.name, entry.dtype, entry.shape) for entry in target.tensors.values()]
     norms: dict[str, dict[str, float]] = {}
-    for name in target.tensors:
-        data, norms[name] = _merge_one(models, name, scale_of(name), device)
-        writer.write(name, data)
-        progress(len(norms))
-    writer.finish()
+    with TensorWriter(folder, planned) as writer:
+        for name in target.tensors:
+            data, norms[name] = _merge_one(models, name, scale_of(name), device)
+            writer.write(name, data)
+            progress(len(norms))
+        writer.finish()
     return norms
 
 
@@ -69,9 +70,7 @@ def _merge_one(
     merged = np.empty(entry.num_bytes, dtype=np.uint8)
     squares = {"difference": 0.0, "target": 0.0}
     for start in range(0, math.prod(entry.shape), CHUNK_ELEMENTS):
-        target, plus, minus = (
-            _chunk(data, dtype, start).to(device) for data, dtype in zip(maps, dtypes, strict=True)
-        )
+        target, plus, minus = (_chunk(data, dtype, start).to(device) for data, dtype in zip(maps, dtypes, strict=True))
         chunk = add_chat_vector(target, plus, minus, scale)
         if not bool(torch.isfinite(chunk).all()):
             paths = " + ".join([str(models[0].path), f"{scale} * ({models[1].path} - {models[2].path})"])
@@ -79,13 +78,17 @@ def _merge_one(
                 f"{name} of {paths} has values that are not finite in {entry.dtype}; "
                 "finite ones are needed; check the inputs or lower the scale"
             )
-        difference = plus.double() - minus.double()
-        squares["difference"] += float(difference.square().sum())
-        squares["target"] += float(target.double().square().sum())
+        wide = compute_dtype(target, plus, minus)
+        squares["difference"] += _sum_of_squares(plus.to(wide) - minus.to(wide))
+        squares["target"] += _sum_of_squares(target)
         bytes_ = chunk.cpu().view(torch.uint8).numpy()
         offset = start * dtypes[0].itemsize
         merged[offset : offset + len(bytes_)] = bytes_
     return merged, {"scale": scale, **{key: math.sqrt(value) for key, value in squares.items()}}
+
+
+def _sum_of_squares(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
 
 
 def _chunk(data: np.ndarray, dtype: torch.dtype, start: int) -> Tensor:

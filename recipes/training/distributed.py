@@ -51,6 +51,7 @@ def process_group(device: str) -> Iterator[World]:
         target = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
         mesh = init_device_mesh(kind, (dist.get_world_size(),), mesh_dim_names=("data",))
         yield World(dist.get_rank(), dist.get_world_size(), target, mesh)
+        dist.barrier()  # a rank that leaves early aborts those that still talk to it
     finally:
         dist.destroy_process_group()
 

@@ -1,0 +1,1 @@
+"""The small sample corpus: hand-written pages and dialogues, and more generated from tables of facts."""

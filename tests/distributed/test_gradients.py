@@ -1,0 +1,101 @@
+"""Any number of ranks and micro-batches gives the gradient of the whole batch, with uneven targets too."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+
+from recipes.training import weights
+from recipes.training.data import Batch
+from recipes.training.distributed import process_group
+from recipes.training.loop import Run, train_step
+from recipes.training.loss import IGNORE
+from recipes.training.model import Architecture, build_model, build_sharded_model, plain_name
+from tests.support import launch
+
+SEQ_LEN, ROWS = 24, 8
+SHAPE = Architecture(
+    vocab_size=50, num_layers=2, num_heads=2, num_kv_heads=1, embed_dim=16, intermediate_dim=32, max_seq_len=32
+)
+SETTINGS = OmegaConf.create(
+    {
+        "steps": 1, "warmup_steps": 0, "min_lr_ratio": 1.0, "clip_grad_norm": 1e9,
+        "global_batch_tokens": SEQ_LEN * ROWS, "optimizer": {"lr": 1.0},
+    }
+)  # fmt: skip
+
+
+def whole_batch() -> Batch:
+    """Eight rows of two documents each; the rows have very different numbers of targets, one has none."""
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 50, (ROWS, SEQ_LEN), generator=random)
+    targets = torch.randint(0, 50, (ROWS, SEQ_LEN), generator=random)
+    for row in range(ROWS):
+        targets[row, row * 3 :] = IGNORE  # row 0 has no target at all
+    documents = (torch.arange(SEQ_LEN) >= 10).long().expand(ROWS, SEQ_LEN)
+    positions = torch.where(documents == 1, torch.arange(SEQ_LEN) - 10, torch.arange(SEQ_LEN))
+    mask = (documents[:, :, None] == documents[:, None, :]) & torch.ones(SEQ_LEN, SEQ_LEN, dtype=torch.bool).tril()
+    return Batch(tokens, targets, positions, mask, 0)
+
+
+class Rows:
+    """One rank's share of the whole batch, in micro-batches."""
+
+    def __init__(self, rank: int, size: int, micro_batch: int) -> None:
+        self.mine, self.micro_batch = torch.arange(rank, ROWS, size), micro_batch
+
+    def micro_batches(self, step: int, device: torch.device) -> list[Batch]:
+        batch = whole_batch()
+        return [
+            Batch(batch.tokens[i], batch.targets[i], batch.positions[i], batch.mask[i], 0)
+            for i in self.mine.split(self.micro_batch)
+        ]
+
+
+def main(out: str, micro_batch: int) -> None:
+    """One step of plain gradient descent at learning rate 1: what the weights lose is the gradient."""
+    with process_group("cpu") as world:
+        model = build_sharded_model(SHAPE, world, "fp32", activation_checkpointing=True)
+        weights.initialise(model, 0)
+        before = {n: p.full_tensor().clone() for n, p in model.named_parameters()}
+        run = Run(model, torch.optim.SGD(model.parameters(), lr=1.0), Rows(world.rank, world.size, micro_batch))
+        values, _ = train_step(run, SETTINGS, world, False)
+        gradients = {plain_name(n): before[n] - p.full_tensor() for n, p in model.named_parameters()}
+        if world.rank == 0:
+            torch.save({"loss": values["train/loss"], "norm": values["train/grad_norm"], "gradients": gradients}, out)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The mean loss over all targets of the batch and its gradients, without any of our loop."""
+    model = build_model(SHAPE)
+    weights.initialise(model, 0)
+    batch = whole_batch()
+    logits = model(batch.tokens, mask=batch.mask, input_pos=batch.positions)
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
+    loss.backward()
+    return float(loss.detach()), {n: p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 1)])
+def test_gradients_equal_the_whole_batchs(tmp_path, reference, ranks, micro_batch):
+    out = tmp_path / "out.pt"
+    script = ["-m", "tests.distributed.test_gradients", str(out), str(micro_batch)]
+    if ranks == 1:
+        launch(sys.executable, *script)
+    else:
+        launch("torchrun", "--standalone", "--nproc_per_node", str(ranks), *script)
+    result = torch.load(out, weights_only=True)
+    loss, gradients = reference
+    assert result["loss"] == pytest.approx(loss, rel=1e-5)
+    assert result["gradients"].keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(result["gradients"][name], gradient, atol=1e-6, rtol=1e-4)
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+    assert result["norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
