@@ -71,6 +71,8 @@ class ModelDirectory:
     def read(self, name: str) -> np.ndarray:
         """Returns the bytes of one tensor as a read-only memory map, uint8, (num_bytes,)."""
         entry = self.tensors[name]
+        if entry.num_bytes == 0:  # which a memory map cannot be
+            return np.empty(0, dtype=np.uint8)
         return np.memmap(entry.file, dtype=np.uint8, mode="r", offset=entry.start, shape=(entry.num_bytes,))
 
     def tokenizer_files(self) -> list[Path]:
@@ -109,7 +111,8 @@ def read_header(file: Path) -> list[TensorEntry]:
 class TensorWriter:
     """Writes safetensors shards tensor by tensor, so that memory holds one tensor at a time.
 
-    Files carry their final names only when all of them are complete (`finish`).
+    Files carry their final names only when all of them are complete (`finish`). As a context manager
+    it also closes the open file when the writing fails.
     """
 
     def __init__(
@@ -136,6 +139,13 @@ class TensorWriter:
         self._written = 0
         self._stream: BinaryIO | None = None
         folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "TensorWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
 
     def write(self, name: str, data: bytes | np.ndarray) -> None:
         """Appends the bytes of the next planned tensor."""

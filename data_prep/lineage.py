@@ -14,7 +14,7 @@ from typing import Any
 MANIFEST = "manifest.json"
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("configs", "data_prep", "recipes")
-FILE_NAME = re.compile(r"[\w-]+(\.[\w-]+)+")  # of a file or a module; no folders, no spaces
+NAME = re.compile(r"[\w-]+(\.[\w-]+)*")  # of a file, a folder or a module; one level, no spaces
 
 
 def sha256_file(path: Path) -> str:
@@ -86,7 +86,7 @@ def source_files(entries: Iterable[str | Path], root: Path = ROOT) -> list[Path]
     """Returns the project's files that launching `entries` can load: the version of the code a stage ran.
 
     Followed are imports (also those inside functions), constants that name a module of the project
-    (`"recipes.training.loop"`), and data files that a module names and that lie beside it.
+    (`"recipes.training.loop"`), and files or folders of data that a module names and that lie beside it.
 
     Args:
         entries: module names (of a package its `__main__`), or paths of scripts.
@@ -121,13 +121,20 @@ def _referenced_files(file: Path, root: Path, _mtime_ns: int) -> tuple[Path, ...
             above = package[: len(package) + 1 - node.level] if node.level else []
             origin = ".".join([*above, *([node.module] if node.module else [])])
             names = [f"{origin}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE_NAME.fullmatch(node.value):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAME.fullmatch(node.value):
             names = [node.value]
-            files += [file.parent / node.value]
+            files += _data_files(file.parent / node.value)
         else:
             continue
         files += [found for name in names for found in _module_files(name, root)]
     return tuple(files)
+
+
+def _data_files(path: Path) -> list[Path]:
+    """Returns the file, or the files of a folder that is no package."""
+    if not path.is_dir() or (path / "__init__.py").exists():
+        return [path]
+    return [file for file in path.rglob("*") if file.suffix != ".pyc"]
 
 
 def _module_files(name: str, root: Path) -> list[Path]:

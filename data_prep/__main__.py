@@ -1,0 +1,31 @@
+"""The corpus commands: `python -m data_prep SUBCOMMAND --help`."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from configs.loader import UserError
+
+COMMANDS = ("data_prep.clean", "data_prep.dedup", "data_prep.dialogue", "data_prep.tokens", "data_prep.sample.build")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns its exit code: 0 done, 1 bad input, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep", description="Text in, token shards out.")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name in COMMANDS:
+        importlib.import_module(name).add_parser(subparsers)
+    args = parser.parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what is complete is kept", file=sys.stderr, flush=True)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
