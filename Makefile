@@ -7,7 +7,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: demo test lint install clean
 
 demo: install
-	$(BIN)/python -m recipes.pipeline --config configs/pipelines/demo.yaml
+	@$(BIN)/python -m recipes.pipeline --config configs/pipelines/demo.yaml
+	@echo && cat out/demo/chat/answer.txt && echo
+	@$(BIN)/python -m recipes.evaluation.report out/demo/report.json
+	@echo && echo "with loss curves and all answers: out/demo/report.html"
 
 test: install
 	$(BIN)/python -m pytest

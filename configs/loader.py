@@ -62,7 +62,12 @@ def load(
     for origin, layer in [*_file_layers(Path(path)), ("command line", _override_layer(path, overrides))]:
         unknown = set(_unknown_keys(schema, layer, ""))
         problems += [_explain_unknown(schema, key, origin) for key in sorted(unknown)]
-        for key in [k for k in map(str, layer) if not any(u == k or u.startswith((f"{k}.", f"{k}[")) for u in unknown)]:
+        for key in [
+            k
+            for k in map(str, layer)
+            if not OmegaConf.is_missing(layer, k)
+            and not any(u == k or u.startswith((f"{k}.", f"{k}[")) for u in unknown)
+        ]:
             try:
                 if _swaps_component(cfg, layer, key):
                     cfg[key] = {}

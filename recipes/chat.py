@@ -69,12 +69,15 @@ def stream_text(tokens: Iterator[list[int | None]], tokenizer: Tokenizer) -> Ite
 
 
 def user_turns(prompt: str | None) -> Iterator[str]:
-    """Yields the one prompt, or lines from the terminal until an empty one."""
+    """Yields the one prompt, or lines from the terminal until an empty one or its end."""
     if prompt is not None:
         yield prompt
         return
-    while line := input("> ").strip():
-        yield line
+    try:
+        while line := input("> ").strip():
+            yield line
+    except EOFError:
+        print()
 
 
 @parse(ChatConfig, check)
@@ -95,6 +98,7 @@ def main(cfg: DictConfig) -> int:
             return logits.argmax(-1)
         return torch.multinomial((logits / cfg.temperature).softmax(-1), 1)[:, 0]
 
+    answer = ""
     messages = [{"role": "system", "content": cfg.system}] if cfg.system else []
     for turn in user_turns(cfg.prompt):
         messages.append({"role": "user", "content": turn})
@@ -109,10 +113,14 @@ def main(cfg: DictConfig) -> int:
             answer += piece
             print(piece, end="", flush=True)
         print()
-        messages.append({"role": "assistant", "content": answer})
+        if answer.strip():
+            messages.append({"role": "assistant", "content": answer})
+        else:
+            messages.pop()  # an empty turn is refused by the template
+            print("(no answer)")
     if cfg.output_dir and cfg.prompt:
         Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(cfg.output_dir) / "answer.txt").write_text(f"{cfg.prompt}\n{messages[-1]['content']}\n", encoding="utf-8")
+        (Path(cfg.output_dir) / "answer.txt").write_text(f"{cfg.prompt}\n{answer}\n", encoding="utf-8")
     return 0
 
 

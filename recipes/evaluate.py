@@ -13,12 +13,14 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from tqdm import tqdm
 
-from configs.loader import existing_path, parse, positive
+from configs.loader import ConfigError, existing_path, parse, positive
 from data_prep.chat_template import LLAMA3, ChatTemplate
 from data_prep.document import CorpusError, read_jsonl
 from data_prep.lineage import write_json
 from data_prep.tokenizer import load_tokenizer
 from recipes.evaluation.candidate import Candidate, Limits, score_answers, score_text
+from recipes.evaluation.report import text_table
+from recipes.merging.directory import has_chat_template
 from recipes.training import weights
 from recipes.training.distributed import choose_device
 from recipes.training.loop import open_weights
@@ -56,20 +58,49 @@ def check(cfg: DictConfig) -> list[str]:
     """Returns the problems of the settings."""
     problems = existing_path(cfg, "prompts", "questions") + positive(cfg, "seq_len", "max_new_tokens", "batch")
     named = [f"models.{name}" for name in cfg.models] + [f"documents.{lang}" for lang in cfg.documents]
+    if not (cfg.models and (cfg.documents or cfg.prompts or cfg.questions)):
+        problems.append("models: name at least one, and documents, prompts or questions to score it on")
     return problems + existing_path(cfg, *named)
 
 
+def read_rows(path: str | None, *keys: str) -> list[dict[str, Any]]:
+    """Returns the rows of a file of prompts or questions, none without a file; one without a key is an error."""
+    rows = list(read_jsonl(Path(path))) if path else []
+    for number, row in enumerate(rows, start=1):
+        if missing := [key for key in keys if key not in row]:
+            raise CorpusError(f"{path} row {number} lacks {', '.join(missing)}; {', '.join(keys)} are needed; add it")
+    return rows
+
+
+def prompt_template(path: Path) -> ChatTemplate:
+    """Returns the directory's chat template, Llama-3's for a base model."""
+    tokenizer = load_tokenizer(path)
+    return ChatTemplate.from_directory(tokenizer, path) if has_chat_template(path) else ChatTemplate(tokenizer, LLAMA3)
+
+
+def check_lengths(cfg: DictConfig, rows: list[dict[str, Any]]) -> None:
+    """Checks that windows, prompts and answers fit every model, before the first is scored.
+
+    Raises:
+        ConfigError: a model reads fewer tokens; all of them at once.
+    """
+    problems = []
+    for name, path in cfg.models.items():
+        limit, template = open_weights(path)[1].max_seq_len, prompt_template(Path(path))
+        longest = max((len(template.prompt(row["messages"])) for row in rows), default=-cfg.max_new_tokens)
+        needed = {"seq_len": cfg.seq_len if cfg.documents else 0, "prompt and answer": longest + cfg.max_new_tokens}
+        problems += [f"{key}: {n} tokens, {name} reads {limit}; take fewer" for key, n in needed.items() if n > limit]
+    if problems:
+        raise ConfigError("models", problems)
+
+
 def open_candidate(path: Path, device: str) -> Candidate:
-    """Loads a Hugging Face directory in fp32; a base model is prompted in Llama-3's chat form."""
+    """Loads a Hugging Face directory in fp32."""
     directory, architecture = open_weights(str(path))
     model = build_model(architecture)
     weights.load(model, directory, architecture)
-    tokenizer = load_tokenizer(path)
-    try:
-        template = ChatTemplate.from_directory(tokenizer, path)
-    except CorpusError:
-        template = ChatTemplate(tokenizer, LLAMA3)
-    return Candidate(model.to(device).eval(), tokenizer, template)
+    template = prompt_template(path)
+    return Candidate(model.to(device).eval(), template.tokenizer, template)
 
 
 @parse(EvaluateConfig, check)
@@ -78,7 +109,9 @@ def main(cfg: DictConfig) -> int:
     if os.environ.get("RANK", "0") != "0":
         return 0
     device = choose_device(cfg.device)
-    prompts, questions = ([*read_jsonl(Path(path))] if path else [] for path in (cfg.prompts, cfg.questions))
+    prompts = read_rows(cfg.prompts, "lang", "messages")
+    questions = read_rows(cfg.questions, "lang", "messages", "answers")
+    check_lengths(cfg, prompts + questions)
     limits = Limits(cfg.seq_len, cfg.max_new_tokens, cfg.batch)
     report: dict[str, Any] = {"rows": [], "generations": []}
     replies: dict[str, list[str]] = {}
@@ -93,24 +126,8 @@ def main(cfg: DictConfig) -> int:
     settings = OmegaConf.to_container(cfg, resolve=True)
     report["settings"] = {"decoding": "greedy", "config": settings, "versions": versions()}
     write_json(Path(cfg.output_dir) / "report.json", report)
-    print(table(report["rows"]))
+    print(text_table(report["rows"]))
     return 0
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns the rows as a text table."""
-    names = list(rows[0])
-    cells = [[str(row["model"]), *(cell(name, row[name]) for name in names[1:])] for row in rows]
-    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    lines = [[name.ljust(width) for name, width in zip(line, widths, strict=True)] for line in [names, *cells]]
-    return "\n".join("  ".join(line) for line in lines)
-
-
-def cell(name: str, value: float | None) -> str:
-    """Returns a figure as the table shows it: bits per byte with three digits, shares in per cent."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if name.startswith("bits") else f"{100 * value:.0f} %"
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
     tune run --nproc_per_node 1 recipes/export.py --config configs/export/llama3_8b.yaml \
         run=out/cpt/llama3_8b_ko output_dir=out/models/llama3_8b_ko
 
-The weights are read back and compared bit for bit before the manifest makes the directory complete.
+All is written to `output_dir.tmp` and the weights read back bit for bit before the directory gets its name.
 """
 
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from data_prep.chat_template import LLAMA3
 from data_prep.hf_directory import TOKENIZER_FILES, ModelDirectory
 from data_prep.lineage import MANIFEST, write_json, write_manifest
 from data_prep.tokenizer import load_tokenizer
+from recipes.merging.directory import has_chat_template
 from recipes.training import weights
 from recipes.training.checkpoint import latest_checkpoint, read_state
 from recipes.training.loop import open_weights
@@ -51,7 +53,16 @@ class ExportConfig:
 def check(cfg: DictConfig) -> list[str]:
     """Returns the problems of the settings."""
     problems = one_of(cfg, "chat_template", ["keep", "llama3"]) + one_of(cfg, "dtype", ["bf16", "fp32"])
+    folder = Path(cfg.output_dir)
+    if any(folder.glob("*")) and not is_export(folder):
+        problems.append(f"output_dir: {folder} holds files that are no export; give an empty or absent folder")
     return problems + existing_path(cfg, "run", "tokenizer")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether an export wrote the folder, so that another may take its place."""
+    manifest = folder / MANIFEST
+    return manifest.is_file() and '"kind": "model"' in manifest.read_text(encoding="utf-8")
 
 
 def read_run(run: Path) -> tuple[DictConfig, Path, Architecture]:
@@ -81,7 +92,8 @@ def write_weights(checkpoint: Path, architecture: Architecture, folder: Path, dt
 
     def read(name: str) -> torch.Tensor:
         tensor = torch.empty(parameters[name].shape)
-        dcp.load({"model": {name: tensor}}, checkpoint_id=str(checkpoint), no_dist=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that one process reads alone
+            dcp.load({"model": {name: tensor}}, checkpoint_id=str(checkpoint), no_dist=True)
         return tensor
 
     weights.write_hf(folder, read, {n: p.shape for n, p in parameters.items()}, architecture, dtype)
@@ -102,8 +114,7 @@ def write_tokenizer(source: Path, folder: Path, chat_template: str) -> tuple[int
     if chat_template == "llama3":
         (folder / "chat_template.jinja").write_text(LLAMA3, encoding="utf-8")
     end_of_turn = tokenizer.special_tokens.get(END_OF_TURN)
-    has_template = (folder / "chat_template.jinja").is_file()
-    eos_ids = [tokenizer.eos_id, *([end_of_turn] if has_template and end_of_turn is not None else [])]
+    eos_ids = [tokenizer.eos_id, *([end_of_turn] if has_chat_template(folder) and end_of_turn is not None else [])]
     return tokenizer.bos_id, eos_ids
 
 
@@ -112,23 +123,25 @@ def main(cfg: DictConfig) -> int:
     """Exports a run as a Hugging Face directory."""
     if os.environ.get("RANK", "0") != "0":
         return 0
-    run, folder = Path(cfg.run), Path(cfg.output_dir)
+    run, folder, partial = Path(cfg.run), Path(cfg.output_dir), Path(f"{Path(cfg.output_dir)}.tmp")
     trained, checkpoint, architecture = read_run(run)
     source = Path(cfg.tokenizer or trained.weights or "")
     if not (cfg.tokenizer or trained.weights):
         raise ConfigError(run, ["started from no weights; name the tokenizer's directory as tokenizer=..."])
-    (folder / MANIFEST).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = "BF16" if cfg.dtype == "bf16" else "F32"
-    write_weights(checkpoint, architecture, folder, dtype)
-    bos_id, eos_ids = write_tokenizer(source, folder, cfg.chat_template)
-    torch_dtype = "bfloat16" if dtype == "BF16" else "float32"
-    write_json(folder / "config.json", architecture.to_hf(bos_id, eos_ids, torch_dtype))
-    generation = {"bos_token_id": bos_id, "eos_token_id": eos_ids if len(eos_ids) > 1 else eos_ids[0]}
-    write_json(folder / "generation_config.json", generation)
+    if folder.resolve() in [Path(path).resolve() for path in (cfg.tokenizer, trained.weights) if path]:
+        raise ConfigError("output_dir", [f"{folder} is the export's own input; give a folder of its own"])
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    dtype, torch_dtype = ("BF16", "bfloat16") if cfg.dtype == "bf16" else ("F32", "float32")
+    config = architecture.to_hf(*write_tokenizer(source, partial, cfg.chat_template), torch_dtype)
+    write_json(partial / "config.json", config)
+    write_json(partial / "generation_config.json", {key: config[key] for key in ("bos_token_id", "eos_token_id")})
+    write_weights(checkpoint, architecture, partial, dtype)
     inputs = {"checkpoint": checkpoint / "state.json"} | ({"weights": Path(trained.weights)} if trained.weights else {})
     state = read_state(checkpoint)
-    write_manifest(folder, inputs, kind="model", run=str(run), step=state["step"], ledger=state["ledger"])
+    write_manifest(partial, inputs, kind="model", run=str(run), step=state["step"], ledger=state["ledger"])
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
     print(f"{folder}: {dtype} weights of {checkpoint.name}, read back bit for bit")
     return 0
 

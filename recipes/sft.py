@@ -5,6 +5,7 @@
 `data` may mix token shards in, to hold what pretraining taught.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from omegaconf import DictConfig
 
 from configs.loader import one_of, parse
 from data_prep.chat_template import LLAMA3, ChatTemplate
-from data_prep.shards import Shards
 from data_prep.tokenizer import load_tokenizer
-from recipes.training.data import ChatExamples, Source, TokenStream, data_entries
+from recipes.training.data import ChatExamples, Source, TokenStream, data_entries, open_shards
 from recipes.training.loop import run_training
 from recipes.training.settings import TrainSettings, check_settings
 
@@ -39,21 +39,34 @@ def check(cfg: DictConfig) -> list[str]:
     return problems
 
 
+def open_template(cfg: DictConfig) -> ChatTemplate:
+    """Returns the chat template with the tokenizer of the weights."""
+    tokenizer = load_tokenizer(Path(cfg.weights))
+    if cfg.chat_template == "llama3":
+        return ChatTemplate(tokenizer, LLAMA3)
+    return ChatTemplate.from_directory(tokenizer, Path(cfg.weights))
+
+
 def open_source(entry: dict[str, Any], cfg: DictConfig, template: ChatTemplate) -> Source:
-    """Opens one entry of `data`."""
+    """Opens one entry of `data`.
+
+    Raises:
+        ConfigError: the shards were made with another tokenizer than the weights'.
+        CorpusError: a chat example cannot be used.
+    """
     if "shards" in entry:
-        return TokenStream(Shards.open(entry["shards"]), cfg.seq_len, cfg.seed)
-    return ChatExamples(entry["chat"], template, cfg.seq_len, cfg.seed, cfg.over_long)
+        shards = open_shards(entry["shards"], template.tokenizer.vocab_size, cfg.weights)
+        return TokenStream(shards, cfg.seq_len, cfg.seed)
+    examples = ChatExamples(entry["chat"], template, cfg.seq_len, cfg.seed, cfg.over_long)
+    if examples.dropped and os.environ.get("RANK", "0") == "0":
+        print(f"{entry['chat']}: dropped {examples.dropped} example(s) longer than seq_len={cfg.seq_len}")
+    return examples
 
 
 @parse(SftConfig, check)
 def main(cfg: DictConfig) -> int:
     """Fine-tunes on chat examples."""
-    tokenizer = load_tokenizer(Path(cfg.weights))
-    if cfg.chat_template == "llama3":
-        template = ChatTemplate(tokenizer, LLAMA3)
-    else:
-        template = ChatTemplate.from_directory(tokenizer, Path(cfg.weights))
+    template = open_template(cfg)
     entries = data_entries(cfg.data)
     sources = [open_source(entry, cfg, template) for entry in entries]
     return run_training(cfg, "sft", sources, [entry["weight"] for entry in entries])

@@ -16,6 +16,7 @@ from data_prep.sample.mediawiki import Page, is_article, read_pages, write_dump
 from data_prep.sample.questions import choose_held, held_facts, prompt_rows, question_rows, untold
 
 HELD_ARTICLES = 40
+MIN_ROWS = 20
 HELD_HAND_SHARE = 0.4  # of the hand-written text, at most
 HELD_HAND_BYTES = 45_000
 
@@ -25,23 +26,26 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("sample", help="write the sample dumps and dialogues", description=__doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of every choice; the output depends on nothing else")
+    parser.add_argument("--rows", type=int, metavar="N", help="use at most N rows of every table; all by default")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Builds the sample and prints its counts."""
-    counts = build(args.out, args.seed)
+    if args.rows is not None and args.rows < MIN_ROWS:
+        raise CorpusError(f"--rows {args.rows} is too few to hold questions out; {MIN_ROWS} or more are needed; raise it")
+    counts = build(args.out, args.seed, args.rows)
     print(f"{args.out}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     return 0
 
 
-def build(out: Path, seed: int) -> dict[str, int]:
-    """Writes the whole sample under `out` and returns its counts.
+def build(out: Path, seed: int, rows: int | None = None) -> dict[str, int]:
+    """Writes the whole sample under `out` and returns its counts; `rows` limits every table.
 
     Raises:
         CorpusError: a shipped file is damaged, or two hand-written pages have one title.
     """
-    facts = load_facts()
+    facts = load_facts(rows=rows)
     hand = {lang: hand_pages(lang) for lang in LANGS}
     counts: dict[str, int] = {}
     for lang in LANGS:
@@ -52,7 +56,7 @@ def build(out: Path, seed: int) -> dict[str, int]:
         counts[f"{lang}_articles"] = sum(is_article(page, lang) for page in train)
     counts |= write_dialogues(facts, {page.title for lang in LANGS for page in hand[lang]}, out, seed)
     inputs = {name: HERE / name for name in ("articles", "facts", "templates", "pairs.jsonl")}
-    write_manifest(out, inputs, seed=seed, counts=counts)
+    write_manifest(out, inputs, seed=seed, rows=rows, counts=counts)
     return counts
 
 

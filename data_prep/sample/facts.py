@@ -122,8 +122,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def load_facts(folder: Path = HERE) -> Facts:
-    """Reads `templates/*.yaml` and `facts/*.tsv` of the sample's folder."""
+def load_facts(folder: Path = HERE, rows: int | None = None) -> Facts:
+    """Reads `templates/*.yaml` and `facts/*.tsv` of the sample's folder, of every table at most `rows`, evenly spaced."""
     specs: dict[str, Any] = {}
     for name in TEMPLATES:
         specs |= yaml.safe_load((folder / "templates" / name).read_text(encoding="utf-8"))
@@ -132,11 +132,18 @@ def load_facts(folder: Path = HERE) -> Facts:
     entities = [
         Entity(kind, row, f"{kind.name}:{row['name_en']}")
         for kind in kinds.values()
-        for row in read_table(folder / "facts" / f"{kind.name}.tsv")
+        for row in _spaced(read_table(folder / "facts" / f"{kind.name}.tsv"), rows)
     ]
     names = Counter(_folded(e, lang) for e in entities for lang in LANGS)
     unsure = {e.key for e in entities if any(names[_folded(e, lang)] > 1 for lang in LANGS)}
     return Facts(kinds, [replace(e, ambiguous=e.key in unsure) for e in entities], frames)
+
+
+def _spaced(table: list[dict[str, str]], rows: int | None) -> list[dict[str, str]]:
+    """Returns `rows` of the table over its whole length, as neighbours are alike; all when there are fewer."""
+    if rows is None or rows >= len(table):
+        return table
+    return [table[number * len(table) // rows] for number in range(rows)]
 
 
 def _folded(entity: Entity, lang: str) -> str:

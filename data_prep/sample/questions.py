@@ -11,19 +11,19 @@ from data_prep.sample.phrases import attribute_fields, named_statements
 from data_prep.sample.words import fill
 
 QUESTIONS, OPEN_ENTITIES, SUMS = 60, 26, 20
-_ASKED = {
-    "countries": ("capital", "currency", "language"),
-    "states": ("capital", "year"),
-    "korean_cities": ("known",),
-    "mountains": ("height",),
-    "rivers": ("mouth",),
-    "elements": ("symbol", "number"),
+_ASKED = {  # of every kind what few share and what many share, so that a weak model's score is not all or nothing
+    "countries": ("capital", "continent", "language"),
+    "states": ("capital", "region"),
+    "korean_cities": ("province",),
+    "mountains": ("continent", "height"),
+    "rivers": ("continent", "mouth"),
+    "elements": ("symbol", "state", "category"),
     "foods": ("ingredient", "country"),
-    "people": ("birth", "known"),
+    "people": ("birth", "field"),
     "inventions": ("inventor",),
-    "books": ("author",),
-    "animals": ("habitat",),
-    "instruments": ("origin",),
+    "books": ("author", "genre"),
+    "animals": ("class", "diet"),
+    "instruments": ("family", "origin"),
 }
 
 

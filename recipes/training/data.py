@@ -12,6 +12,7 @@ from configs.loader import ConfigError
 from data_prep.chat_template import ChatTemplate
 from data_prep.dialogue import read_chat_examples
 from data_prep.document import CorpusError
+from data_prep.hf_directory import ModelDirectory
 from data_prep.lineage import sha256_file, sha256_json
 from data_prep.shards import Shards
 from recipes.training.loss import IGNORE
@@ -249,6 +250,32 @@ def data_entries(data: Any) -> list[dict[str, Any]]:
     if problems:
         raise ConfigError("data", problems)
     return entries
+
+
+def open_shards(folder: Path, vocab_size: int, weights: str | None) -> Shards:
+    """Opens token shards, checking that they were made with the tokenizer of the model that reads them.
+
+    Args:
+        folder: the shards.
+        vocab_size: of the model.
+        weights: Hugging Face directory of the model; one without tokenizer files is not compared.
+
+    Raises:
+        ConfigError: the shards' vocabulary is larger than the model's, or the tokenizer is another one.
+        CorpusError: the folder holds no complete shards.
+    """
+    shards = Shards.open(folder)
+    size, sha256 = shards.manifest["tokenizer"]["vocab_size"], shards.manifest["tokenizer"]["sha256"]
+    if size > vocab_size:
+        problem = f"was made with {size} pieces, the model has {vocab_size}; make the shards with the model's tokenizer"
+        raise ConfigError(folder, [problem])
+    names = ModelDirectory.open(weights).tokenizer_files() if weights else []
+    hashes = {name: sha256_file(Path(weights or "") / name) for name in names}
+    if hashes and sha256 not in hashes.values():
+        found = ", ".join(f"{name} {one[:12]}" for name, one in hashes.items())
+        problem = f"was made with the tokenizer {sha256[:12]}, {weights} has {found}; make the shards with one of them"
+        raise ConfigError(folder, [problem])
+    return shards
 
 
 def _collate(samples: list[Sample], device: torch.device) -> Batch:

@@ -1,5 +1,6 @@
 """The decoder of a Llama: its shape, its builder, and how it is spread over ranks."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,8 @@ def build_sharded_model(
     Returns:
         The model with uninitialised weights; `weights.load` or `weights.initialise` fills them.
     """
+    # torchtune's RMSNorm computes in fp32 with a bf16 scale; torch says at each run that it takes the unfused kernel
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     with torch.device("meta"):
         model = build_model(architecture)
     for index, layer in enumerate(model.layers):

@@ -48,6 +48,31 @@ def cpt_config(tmp_path, base, shards):
     return write_cpt_config(tmp_path, base, shards)
 
 
+def write_sft_config(folder, base, chat_file):
+    """Writes an SFT configuration of 6 steps with 8 sequences of 128 tokens each."""
+    config = {
+        "output_dir": str(folder / "run"),
+        "weights": str(base),
+        "chat_template": "llama3",
+        "data": str(chat_file),
+        "seq_len": 128,
+        "global_batch_tokens": 1024,
+        "micro_batch": 2,
+        "steps": 6,
+        "precision": "fp32",
+        "device": "cpu",
+        "optimizer": {"lr": 1e-3},
+    }
+    path = folder / "sft.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture
+def sft_config(tmp_path, base, chat_file):
+    return write_sft_config(tmp_path, base, chat_file)
+
+
 @pytest.fixture(scope="session")
 def chat_file(tmp_path_factory):
     rows = []
