@@ -1,5 +1,8 @@
 # `make demo` and `make test` need Python 3.11 or 3.12 and nothing else; all else they install into .venv.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# the first that runs and is 3.11 or 3.12: a name on PATH may be a shim of a version that is not installed
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+		&& echo $$python && break; done)
 BIN := .venv/bin
 export PYTHONPATH := $(CURDIR)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -22,9 +25,8 @@ install: .venv/installed
 
 # torch first and alone, so that a CPU wheel at hand is taken before a dependency asks for another build
 .venv/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
-		|| { echo "error: $$($(PYTHON) --version) is not supported; 3.11 or 3.12 is needed; call make PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 on PATH; install one, or name it: make PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --progress-bar off "torch>=2.11,<2.14"
 	$(BIN)/python -m pip install --progress-bar off -e ".[dev,llama3-tokenizer]"
 	touch $@

@@ -59,7 +59,7 @@ def load(
     """
     problems: list[str] = []
     cfg = OmegaConf.structured(schema)
-    for origin, layer in [*_file_layers(Path(path)), ("command line", _override_layer(path, overrides))]:
+    for origin, layer in [*_file_layers(Path(path)), ("command line", _override_layer(schema, path, overrides))]:
         unknown = set(_unknown_keys(schema, layer, ""))
         problems += [_explain_unknown(schema, key, origin) for key in sorted(unknown)]
         for key in [
@@ -184,11 +184,15 @@ def _read_mapping(path: Path) -> DictConfig:
     return layer
 
 
-def _override_layer(path: object, overrides: Sequence[str]) -> DictConfig:
+def _override_layer(schema: type, path: object, overrides: Sequence[str]) -> DictConfig:
     if bad := [item for item in overrides if "=" not in item or item.startswith("=")]:
         raise ConfigError(path, [f"{item!r} on the command line; write it as key=value" for item in bad])
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
+    hints = typing.get_type_hints(schema)
+    pairs = [item.split("=", 1) for item in overrides]
+    texts = {key: value for key, value in pairs if _without_none(hints.get(key)) is str and value != "null"}
+    try:  # the value of a text key is taken as it stands: prompt="Translate: hello" is no YAML mapping
+        layer = OmegaConf.from_dotlist([item for item in overrides if item.split("=", 1)[0] not in texts])
+        return OmegaConf.merge(layer, texts)  # type: ignore[return-value]
     except Exception as error:
         raise ConfigError(path, [f"command line: {' '.join(str(error).split())}"]) from None
 

@@ -34,6 +34,8 @@ class ChatConfig:
     """System turn before it."""
     max_new_tokens: int = 256
     """Longest answer."""
+    max_context_tokens: int = 4096
+    """Conversation and answer together, at most what the model reads; the cache is allocated for it."""
     temperature: float = 0.0
     """0 takes the likeliest token; above 0 samples."""
     seed: int = 0
@@ -46,7 +48,7 @@ class ChatConfig:
 
 def check(cfg: DictConfig) -> list[str]:
     """Returns the problems of the settings."""
-    problems = existing_path(cfg, "model") + positive(cfg, "max_new_tokens")
+    problems = existing_path(cfg, "model") + positive(cfg, "max_new_tokens", "max_context_tokens")
     return problems + ([] if cfg.temperature >= 0 else [f"temperature: {cfg.temperature} is below 0; use 0 or more"])
 
 
@@ -91,7 +93,8 @@ def main(cfg: DictConfig) -> int:
     template = ChatTemplate.from_directory(tokenizer, Path(cfg.model))
     model = build_model(architecture)
     weights.load(model, directory, architecture)
-    generator = Generator(model.to(choose_device(cfg.device)), 1, architecture.max_seq_len)
+    limit = min(cfg.max_context_tokens, architecture.max_seq_len)
+    generator = Generator(model.to(choose_device(cfg.device)), 1, limit)
 
     def choose(logits: torch.Tensor) -> torch.Tensor:
         if cfg.temperature == 0:
@@ -103,10 +106,8 @@ def main(cfg: DictConfig) -> int:
     for turn in user_turns(cfg.prompt):
         messages.append({"role": "user", "content": turn})
         prompt = template.prompt(messages)
-        if len(prompt) >= architecture.max_seq_len:
-            raise ConfigError(
-                "prompt", [f"has {len(prompt)} tokens; the model reads {architecture.max_seq_len}; shorten it"]
-            )
+        if len(prompt) >= limit:
+            raise ConfigError("prompt", [f"has {len(prompt)} tokens; {limit} are the limit; shorten it"])
         answer = ""
         tokens = generator.stream([prompt], stop_ids(directory, tokenizer), cfg.max_new_tokens, choose)
         for piece in stream_text(tokens, tokenizer):

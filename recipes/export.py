@@ -8,12 +8,10 @@ All is written to `output_dir.tmp` and the weights read back bit for bit before 
 
 import os
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from configs.loader import ConfigError, existing_path, one_of, parse
@@ -23,7 +21,7 @@ from data_prep.lineage import MANIFEST, write_json, write_manifest
 from data_prep.tokenizer import load_tokenizer
 from recipes.merging.directory import has_chat_template
 from recipes.training import weights
-from recipes.training.checkpoint import latest_checkpoint, read_state
+from recipes.training.checkpoint import latest_checkpoint, load_tensors, read_state
 from recipes.training.loop import open_weights
 from recipes.training.model import Architecture, build_model
 
@@ -92,8 +90,7 @@ def write_weights(checkpoint: Path, architecture: Architecture, folder: Path, dt
 
     def read(name: str) -> torch.Tensor:
         tensor = torch.empty(parameters[name].shape)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that one process reads alone
-            dcp.load({"model": {name: tensor}}, checkpoint_id=str(checkpoint), no_dist=True)
+        load_tensors(checkpoint, {"model": {name: tensor}}, alone=True)
         return tensor
 
     weights.write_hf(folder, read, {n: p.shape for n, p in parameters.items()}, architecture, dtype)

@@ -33,7 +33,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds the sample and prints its counts."""
     if args.rows is not None and args.rows < MIN_ROWS:
-        raise CorpusError(f"--rows {args.rows} is too few to hold questions out; {MIN_ROWS} or more are needed; raise it")
+        raise CorpusError(
+            f"--rows {args.rows} is too few to hold questions out; {MIN_ROWS} or more are needed; raise it"
+        )
     counts = build(args.out, args.seed, args.rows)
     print(f"{args.out}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     return 0

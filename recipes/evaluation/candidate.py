@@ -43,7 +43,8 @@ def encoded(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[int], int
 def answers(candidate: Candidate, rows: list[dict[str, Any]], limits: Limits) -> list[tuple[str, bool]]:
     """Returns each row's answer, special tokens shown, and whether it ended with the end of turn."""
     prompts = [candidate.template.prompt(row["messages"]) for row in rows]
-    end_of_turn = candidate.tokenizer.special_tokens[END_OF_TURN]
+    # a tokenizer without an end of turn, as Llama-2's, ends a turn as it ends a document
+    end_of_turn = candidate.tokenizer.special_tokens.get(END_OF_TURN, candidate.tokenizer.eos_id)
     stops = [end_of_turn, candidate.tokenizer.eos_id]
     generator = Generator(candidate.model, limits.batch, max(map(len, prompts)) + limits.max_new_tokens)
     results = []

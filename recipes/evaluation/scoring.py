@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data_prep.document import CorpusError
+
 HEADER_MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>", "<|reserved_special_token")
 
 
@@ -25,7 +27,7 @@ def bits_per_byte(model: nn.Module, documents: Iterable[tuple[list[int], int]], 
         batch: windows computed at once.
 
     Raises:
-        ValueError: the documents have no byte, so the ratio is undefined.
+        CorpusError: the documents have no byte, so the ratio is undefined.
 
     Source: log2 of the per-byte perplexity.
     """
@@ -35,7 +37,7 @@ def bits_per_byte(model: nn.Module, documents: Iterable[tuple[list[int], int]], 
         num_bytes += size
         windows += [tokens[i : i + seq_len + 1] for i in range(0, len(tokens) - 1, seq_len)]
     if not num_bytes:
-        raise ValueError("the held-out documents have no text; bits per byte need some; give other documents")
+        raise CorpusError("the held-out documents have no text; bits per byte need some; give other documents")
     windows.sort(key=len)  # windows of one length share a batch without padding much
     device = next(model.parameters()).device
     nats = 0.0

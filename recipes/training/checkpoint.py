@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from configs.loader import UserError
@@ -62,7 +64,7 @@ class CheckpointStore:
                     f"resume with {key}={found}, or start a new output_dir"
                 )
         model_state, optimizer_state = get_state_dict(model, optimizer)
-        dcp.load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(path))
+        load_tensors(path, {"model": model_state, "optimizer": optimizer_state})
         set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
         return state
 
@@ -79,6 +81,25 @@ class CheckpointStore:
         _sync(self.folder)
         for old in complete_checkpoints(self.folder)[: -self.keep]:
             shutil.rmtree(old)
+
+
+def load_tensors(path: Path, tensors: dict[str, Any], alone: bool = False) -> None:
+    """Fills `tensors` (nested dicts of tensors) in place from a checkpoint's shards.
+
+    Args:
+        path: a complete checkpoint.
+        tensors: may name a part of what the checkpoint holds.
+        alone: this process reads by itself, without a process group.
+
+    Raises:
+        CheckpointError: a shard is missing or damaged.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that one process reads alone
+            dcp.load(tensors, checkpoint_id=str(path), no_dist=alone)
+    except CheckpointException as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise CheckpointError(f"{path} is damaged: {reason}; remove it to use the one before") from None
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

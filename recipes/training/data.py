@@ -111,7 +111,10 @@ class ChatExamples:
         self._examples: list[tuple[np.ndarray, np.ndarray]] = []
         self.dropped = 0
         for example in read_chat_examples(path):
-            ids, trained = template.encode(example.messages)
+            try:
+                ids, trained = template.encode(example.messages)
+            except CorpusError as error:
+                raise CorpusError(f"{path}: example {example.id}: {error}") from None
             if len(ids) <= seq_len:
                 self._examples.append((np.array(ids), np.array(trained)))
             elif over_long == "drop":

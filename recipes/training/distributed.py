@@ -96,12 +96,17 @@ def on_rank_zero(world: World, action: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def log_to_file(world: World, folder: str | os.PathLike[str]) -> logging.Logger:
-    """Returns the run's logger, writing `folder/rank-N.log` on this rank."""
+@contextmanager
+def log_to_file(world: World, folder: str | os.PathLike[str]) -> Iterator[logging.Logger]:
+    """Yields the run's logger, writing `folder/rank-N.log` on this rank."""
     os.makedirs(folder, exist_ok=True)
     logger = logging.getLogger("kotune")
     logger.setLevel(logging.INFO)
     handler = logging.FileHandler(os.path.join(folder, f"rank-{world.rank}.log"), encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
-    return logger
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from configs.loader import UserError
 from data_prep.hf_directory import ModelDirectory
 from data_prep.lineage import sha256_json
 from recipes.training import weights
@@ -29,6 +30,10 @@ from recipes.training.settings import check_world
 
 REQUEUE_EXIT_CODE = 85
 """Ended early with a checkpoint, after a signal: start the same command again."""
+
+
+class TrainingError(UserError):
+    """A run cannot go on; the message says at which step and why."""
 
 
 @dataclass
@@ -61,7 +66,7 @@ def run_training(cfg: DictConfig, name: str, sources: Sequence[Source], shares: 
     folder = Path(cfg.output_dir)
     with process_group(cfg.device) as world, ExitStack() as stack:
         check_world(cfg, world.size)
-        logger = log_to_file(world, folder / "logs")
+        logger = stack.enter_context(log_to_file(world, folder / "logs"))
         torch.manual_seed(cfg.seed)
         store = CheckpointStore(folder / "checkpoints", identity(cfg, sources, shares), cfg.keep_checkpoints, world)
         run = build_run(cfg, sources, shares, world)
@@ -98,7 +103,7 @@ def train(
         started = time.perf_counter()
         values, stopping = train_step(run, cfg, world, bool(stop))
         if not math.isfinite(values["train/loss"]):
-            raise FloatingPointError(
+            raise TrainingError(
                 f"loss is {values['train/loss']} at step {run.step}; finite is expected; lower optimizer.lr, or look "
                 f"at the step's data; the last checkpoint is {store.latest()}"
             )

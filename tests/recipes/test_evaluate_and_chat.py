@@ -208,7 +208,7 @@ def test_a_conversation_holds_all_its_turns_until_they_fill_what_the_model_reads
     messages += [{"role": "assistant", "content": ANSWER}, {"role": "user", "content": turns[1]}]
     length = len(evaluate.prompt_template(korean).prompt(messages))
     assert (result.returncode, result.stdout) == (2, f"> {ANSWER}\n> ")
-    assert f"has {length} tokens; the model reads 256; shorten it" in result.stderr
+    assert f"has {length} tokens; 256 are the limit; shorten it" in result.stderr
 
 
 def test_a_turn_without_an_answer_does_not_end_the_conversation(chat_config, tmp_path):
@@ -237,7 +237,7 @@ def test_a_model_without_a_template_is_refused(chat_config, base):
 def test_a_prompt_longer_than_the_model_reads_is_refused(chat_config, korean):
     result = run_here(chat.main, chat_config, f"model={korean}", f"prompt={'a' * 300}")
     assert result.returncode == 2
-    assert re.search(r"prompt: 1 problem\(s\)\n  - has 3\d\d tokens; the model reads 256; shorten it", result.stderr)
+    assert re.search(r"prompt: 1 problem\(s\)\n  - has 3\d\d tokens; 256 are the limit; shorten it", result.stderr)
 
 
 @pytest.mark.parametrize(

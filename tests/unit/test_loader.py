@@ -120,3 +120,10 @@ def test_the_configuration_is_read_only(tmp_path):
     cfg = load(Toy, write(tmp_path, "output_dir: a\n"))
     with pytest.raises(Exception, match="read-only"):
         cfg.steps = 3
+
+
+@pytest.mark.parametrize("text", ["Translate: hello", "1_000", "true", "[a", "a=b", "# no comment"])
+def test_the_value_of_a_text_key_is_taken_as_it_stands(tmp_path, text):
+    path = write(tmp_path, "output_dir: a\nnote: b\n")
+    assert load(Toy, path, [f"note={text}"]).note == text
+    assert load(Toy, path, ["note=null"]).note is None
