@@ -10,7 +10,6 @@ import zstandard
 
 from configs.loader import UserError
 
-
 CHUNK_BYTES = 1 << 20
 
 

@@ -123,7 +123,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def load_facts(folder: Path = HERE, rows: int | None = None) -> Facts:
-    """Reads `templates/*.yaml` and `facts/*.tsv` of the sample's folder, of every table at most `rows`, evenly spaced."""
+    """Reads `templates/*.yaml` and `facts/*.tsv` of the sample's folder; at most `rows` a table, evenly spaced."""
     specs: dict[str, Any] = {}
     for name in TEMPLATES:
         specs |= yaml.safe_load((folder / "templates" / name).read_text(encoding="utf-8"))

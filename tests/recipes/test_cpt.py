@@ -122,7 +122,7 @@ def test_bad_settings_are_refused_by_name(cpt_config, overrides, message):
 
 
 def test_a_chat_file_is_refused_by_cpt(cpt_config, chat_file):
-    with pytest.raises(ConfigError, match="names a chat-example file, CPT reads token shards; use recipes/sft.py"):
+    with pytest.raises(ConfigError, match="names a chat-example file, CPT reads token shards"):
         load(CptConfig, cpt_config, [f"data={chat_file}"], check)
 
 

@@ -46,7 +46,8 @@ def test_all_problems_are_reported_at_once_with_suggestions(tmp_path):
     text = str(error.value)
     for expected in (
         "setps (", "did you mean 'steps'?", "steps (", "sources[0].weigth", "did you mean 'weight'?",
-        "source.shard (", "did you mean 'shards'?", "bogus_key_xyz (command line): unknown key; the keys are", "output_dir: no value",
+        "source.shard (", "did you mean 'shards'?", "bogus_key_xyz (command line): unknown key; the keys are",
+        "output_dir: no value",
     ):  # fmt: skip
         assert expected in text
 
