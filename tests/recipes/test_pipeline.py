@@ -152,7 +152,10 @@ def test_a_stopped_stage_keeps_its_outputs_and_goes_on_from_them(
 ) -> None:
     script, out = pipeline.write("resume.py", RESUME), "${output_dir}/run"
     pipeline.stages = [{"name": "train", "command": f"python {script} {out}", "outputs": [out]}]
+    # a shell's background job, as this test may be, ignores SIGINT, and its children inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(pipeline.command(), cwd=lineage.ROOT, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     for line in process.stdout:
         if line == "waiting\n":
