@@ -20,7 +20,7 @@ from data_prep.lineage import sha256_json
 from recipes.training import weights
 from recipes.training.checkpoint import CheckpointStore
 from recipes.training.data import Batches, SampleOrder, Source
-from recipes.training.distributed import World, log_to_file, on_rank_zero, process_group, sum_over_ranks
+from recipes.training.distributed import World, leave, log_to_file, on_rank_zero, process_group, sum_over_ranks
 from recipes.training.loss import IGNORE, summed_cross_entropy
 from recipes.training.metrics import Metrics, describe_run, versions
 from recipes.training.model import Architecture, build_sharded_model
@@ -81,7 +81,8 @@ def run_training(cfg: DictConfig, name: str, sources: Sequence[Source], shares: 
         on_rank_zero(world, lambda: describe_run(folder, cfg))
         metrics = stack.enter_context(Metrics(folder, run.step, cfg.steps, name)) if world.rank == 0 else None
         stop = stack.enter_context(stop_signals())
-        return train(run, cfg, world, store, metrics, stop)
+        exit_code = train(run, cfg, world, store, metrics, stop)
+    return leave(exit_code)
 
 
 def build_run(cfg: DictConfig, sources: Sequence[Source], shares: Sequence[float], world: World) -> Run:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from recipes.training import weights
 from recipes.training.data import Batch
-from recipes.training.distributed import process_group
+from recipes.training.distributed import leave, process_group
 from recipes.training.loop import Run, train_step
 from recipes.training.loss import IGNORE
 from recipes.training.model import Architecture, build_model, build_sharded_model, plain_name
@@ -99,3 +99,4 @@ def test_gradients_equal_the_whole_batchs(tmp_path, reference, ranks, micro_batc
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]))
+    leave(0)
