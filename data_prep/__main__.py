@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 from configs.loader import UserError
 
-COMMANDS = ("data_prep.clean", "data_prep.dedup", "data_prep.dialogue", "data_prep.tokens", "data_prep.sample.build")
+COMMANDS = (
+    "data_prep.corpus.clean",
+    "data_prep.corpus.dedup",
+    "data_prep.dialogue.augment",
+    "data_prep.tokens.encode",
+    "data_prep.sample.build",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

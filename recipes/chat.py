@@ -12,9 +12,9 @@ import torch
 from omegaconf import MISSING, DictConfig
 
 from configs.loader import ConfigError, existing_path, parse, positive
-from data_prep.chat_template import ChatTemplate
+from data_prep.dialogue.chat_template import ChatTemplate
 from data_prep.hf_directory import ModelDirectory
-from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokens.tokenizer import Tokenizer, load_tokenizer
 from recipes.evaluation.generate import Generator
 from recipes.training import weights
 from recipes.training.distributed import choose_device

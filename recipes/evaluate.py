@@ -14,10 +14,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from tqdm import tqdm
 
 from configs.loader import ConfigError, existing_path, parse, positive
-from data_prep.chat_template import LLAMA3, ChatTemplate
+from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.document import CorpusError, read_jsonl
 from data_prep.lineage import write_json
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokens.tokenizer import load_tokenizer
 from recipes.evaluation.candidate import Candidate, Limits, score_answers, score_text
 from recipes.evaluation.report import text_table
 from recipes.merging.directory import has_chat_template

@@ -15,10 +15,10 @@ import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from configs.loader import ConfigError, existing_path, one_of, parse
-from data_prep.chat_template import LLAMA3
+from data_prep.dialogue.chat_template import LLAMA3
 from data_prep.hf_directory import TOKENIZER_FILES, ModelDirectory
 from data_prep.lineage import MANIFEST, write_json, write_manifest
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokens.tokenizer import load_tokenizer
 from recipes.merging.directory import has_chat_template
 from recipes.training import weights
 from recipes.training.checkpoint import latest_checkpoint, load_tensors, read_state

@@ -13,8 +13,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from configs.loader import one_of, parse
-from data_prep.chat_template import LLAMA3, ChatTemplate
-from data_prep.tokenizer import load_tokenizer
+from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
+from data_prep.tokens.tokenizer import load_tokenizer
 from recipes.training.data import ChatExamples, Source, TokenStream, data_entries, open_shards
 from recipes.training.loop import run_training
 from recipes.training.settings import TrainSettings, check_settings

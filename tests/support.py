@@ -18,9 +18,9 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from data_prep.chat_template import LLAMA3
-from data_prep.shards import ShardWriter
-from data_prep.tokenizer import load_tokenizer, train_tokenizer
+from data_prep.dialogue.chat_template import LLAMA3
+from data_prep.tokens.shards import ShardWriter
+from data_prep.tokens.tokenizer import load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from data_prep.chat_template import ChatTemplate
+from data_prep.dialogue.chat_template import ChatTemplate
 from data_prep.document import read_documents
-from data_prep.tokenizer import Tokenizer
+from data_prep.tokens.tokenizer import Tokenizer
 from recipes.evaluation.generate import Generator
 from recipes.evaluation.scoring import bits_per_byte, exactly_matches, in_chat_form, is_korean
 

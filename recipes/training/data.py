@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from configs.loader import ConfigError
-from data_prep.chat_template import ChatTemplate
-from data_prep.dialogue import read_chat_examples
+from data_prep.dialogue.chat_template import ChatTemplate
+from data_prep.dialogue.examples import read_chat_examples
 from data_prep.document import CorpusError
 from data_prep.hf_directory import ModelDirectory
 from data_prep.lineage import sha256_file, sha256_json
-from data_prep.shards import Shards
+from data_prep.tokens.shards import Shards
 from recipes.training.loss import IGNORE
 
 PADDING = -1

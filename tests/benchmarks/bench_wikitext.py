@@ -14,8 +14,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from data_prep.dump import PageReader, read_site, split  # noqa: E402
-from data_prep.wikitext import clean  # noqa: E402
+from data_prep.wiki.dump import PageReader, read_site, split  # noqa: E402
+from data_prep.wiki.wikitext import clean  # noqa: E402
 
 GRAM = 6  # characters
 

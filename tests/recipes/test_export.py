@@ -12,9 +12,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from data_prep.chat_template import LLAMA3, ChatTemplate
+from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.lineage import sha256_file
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokens.tokenizer import load_tokenizer
 from recipes import export
 from recipes.training import weights
 from recipes.training.loop import open_weights

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from configs.loader import ConfigError, load
-from data_prep.chat_template import LLAMA3, ChatTemplate
-from data_prep.shards import Shards
-from data_prep.tokenizer import load_tokenizer
+from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
+from data_prep.tokens.shards import Shards
+from data_prep.tokens.tokenizer import load_tokenizer
 from recipes import sft
 from recipes.training.data import Batches, ChatExamples, SampleOrder, TokenStream
 from recipes.training.loss import IGNORE

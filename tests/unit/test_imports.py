@@ -57,8 +57,8 @@ def test_imports_run_one_way():
     ("path", "name", "is_forbidden"),
     [
         ("configs/loader.py", "data_prep.document", True),
-        ("data_prep/tokens.py", "recipes.training.data", True),
-        ("data_prep/tokens.py", "torch.nn", True),
+        ("data_prep/tokens/encode.py", "recipes.training.data", True),
+        ("data_prep/tokens/encode.py", "torch.nn", True),
         ("recipes/merging/chat_vector.py", "recipes.training.weights", True),
         ("recipes/evaluation/scoring.py", "torchtune.modules", True),
         ("recipes/cpt.py", "recipes.sft", True),

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from configs.loader import ConfigError
-from data_prep.chat_template import LLAMA3, ChatTemplate
+from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.document import CorpusError
-from data_prep.shards import Shards
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokens.shards import Shards
+from data_prep.tokens.tokenizer import load_tokenizer
 from recipes.training.data import PADDING, Batches, ChatExamples, SampleOrder, TokenStream, data_entries
 from recipes.training.loss import IGNORE
 from tests.support import random_shards, tiny_tokenizer

@@ -1,7 +1,7 @@
 import pytest
 
+from data_prep.corpus.filters import Limits, rejection
 from data_prep.document import Document
-from data_prep.filters import Limits, rejection
 
 SENTENCE = "서울특별시는 대한민국의 수도로 한반도 중앙에 있으며 한강을 사이에 두고 남북으로 펼쳐져 있는 도시이다. "
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from data_prep import lineage
 from data_prep.document import CorpusError, Document, read_documents
-from data_prep.shards import ShardWriter
-from data_prep.tokenizer import load_tokenizer, train_tokenizer
+from data_prep.tokens.shards import ShardWriter
+from data_prep.tokens.tokenizer import load_tokenizer, train_tokenizer
 
 BATCH_CHARS = 2_000_000
 COUNTS = ("documents", "tokens", "utf8_bytes")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from data_prep import __main__, clean
-from data_prep.clean_shard import check_ledger, clean_shard
+from data_prep import __main__
+from data_prep.corpus import clean
+from data_prep.corpus.clean_shard import check_ledger, clean_shard
 from data_prep.document import CorpusError, read_documents, read_jsonl
 from data_prep.lineage import ROOT
 from data_prep.pool import run_tasks

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.document import CorpusError
-from data_prep.dump import Page, PageReader, read_site, split
+from data_prep.wiki.dump import Page, PageReader, read_site, split
 from tests.unit.data_prep.dump_files import FOOTER, HEADER, page_xml, pages, write_multistream
 
 

@@ -9,9 +9,9 @@ import html
 import re
 import unicodedata
 
-from data_prep.brackets import HOLE, Page, resolve
-from data_prep.lines import drop_footers, drop_tables, lay_out
-from data_prep.templates import SUPERSCRIPTS, load_table
+from data_prep.wiki.brackets import HOLE, Page, resolve
+from data_prep.wiki.lines import drop_footers, drop_tables, lay_out
+from data_prep.wiki.templates import SUPERSCRIPTS, load_table
 
 # Noncharacters stand for protected text; they are taken out of the input first.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.chat_template import LLAMA3, ChatTemplate, check_messages
+from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate, check_messages
 from data_prep.document import CorpusError
-from data_prep.tokenizer import load_tokenizer, train_tokenizer
+from data_prep.tokens.tokenizer import load_tokenizer, train_tokenizer
 
 EOT = "<|eot_id|>"
 # Written for these tests, in the manner of other models' templates.

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from data_prep import dedup
+from data_prep.corpus import dedup
 from data_prep.document import CorpusError, Document, as_row, read_documents, read_jsonl, write_jsonl
 from data_prep.lineage import write_manifest
 

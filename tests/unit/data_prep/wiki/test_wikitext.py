@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import brackets
 from data_prep.document import CorpusError
-from data_prep.templates import load_table
-from data_prep.wikitext import clean
+from data_prep.wiki import brackets
+from data_prep.wiki.templates import load_table
+from data_prep.wiki.wikitext import clean
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 

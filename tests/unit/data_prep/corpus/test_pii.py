@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from data_prep.pii import replace_pii
+from data_prep.corpus.pii import replace_pii
 
 
 @pytest.mark.parametrize(

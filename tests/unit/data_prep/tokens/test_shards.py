@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data_prep.document import CorpusError
 from data_prep.lineage import sha256_file
-from data_prep.shards import Shards, ShardWriter
+from data_prep.tokens.shards import Shards, ShardWriter
 
 DOCUMENTS = [[0, 1, 2], [5, 6], [7] * 12, [1], [2, 3, 4, 5]]
 TOKENIZER = {"vocab_size": 8}

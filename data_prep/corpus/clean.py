@@ -19,13 +19,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.clean_shard import ShardTask, check_ledger, clean_shard, read_json
+from data_prep.corpus.clean_shard import ShardTask, check_ledger, clean_shard, read_json
+from data_prep.corpus.filters import Limits
 from data_prep.document import CorpusError, read_jsonl, write_jsonl
-from data_prep.dump import read_site, split
-from data_prep.filters import Limits
 from data_prep.lineage import MANIFEST, sha256_file, sha256_json, source_files, write_json, write_manifest
 from data_prep.pool import run_tasks
-from data_prep.templates import load_table
+from data_prep.wiki.dump import read_site, split
+from data_prep.wiki.templates import load_table
 
 RUN = "run.json"
 WORK = "work"
@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
     parser.add_argument("--lang", choices=LANGUAGES, help="language (default: what the dump says)")
     parser.add_argument("--min-chars", type=int, default=Limits.min_chars, help="shorter documents are dropped")
-    parser.add_argument("--templates", type=Path, help="YAML file laid over data_prep/templates_ko.yaml")
+    parser.add_argument("--templates", type=Path, help="YAML file laid over data_prep/wiki/templates_ko.yaml")
     parser.add_argument("--shard-mb", type=float, default=16, help="megabytes of the dump per shard (default: 16)")
     parser.set_defaults(run=run)
 

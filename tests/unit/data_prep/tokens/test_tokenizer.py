@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.document import CorpusError
-from data_prep.tokenizer import load_tokenizer, train_tokenizer
-from data_prep.tokenizer_formats import LLAMA3_SPLIT, llama3_special_tokens, split_long
+from data_prep.tokens.tokenizer import load_tokenizer, train_tokenizer
+from data_prep.tokens.tokenizer_formats import LLAMA3_SPLIT, llama3_special_tokens, split_long
 
 TEXTS = [
     "대한민국의 수도는 서울이며, 한강이 도시를 가로질러 흐른다.",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import lineage
-from data_prep.chat_template import Message, check_messages
+from data_prep.dialogue.examples import ChatExample, numbered_rows
 from data_prep.document import CorpusError, write_jsonl
 
 LANGUAGES = ("en", "ko")
@@ -44,17 +44,6 @@ SILENCE = "__SILENCE__"
 SPACED_MARK = re.compile(r"(?<=\S) +(?=[,.!?;:]+(?:\s|$))")
 SPACED_CONTRACTION = re.compile(r"(?<=\w) +(n't|'(?:s|m|re|ve|ll|d))\b", re.IGNORECASE)
 HANGUL = re.compile(r"[\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7a3\ud7b0-\ud7fb]")
-
-
-@dataclass(frozen=True)
-class ChatExample:
-    """A dialogue to learn from; `form` is its language pattern and `lang` the language of its answers."""
-
-    id: str
-    messages: list[Message]
-    pair_id: str = ""
-    form: str = ""
-    lang: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,30 +112,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_chat_examples(path: Path) -> list[ChatExample]:
-    """Returns the examples of a chat-example file.
-
-    Raises:
-        CorpusError: there is none, or a line is no valid example; the message names file and line.
-    """
-    examples = []
-    for where, row in _numbered_rows(Path(path)):
-        texts = {name: row.get(name, "") for name in ("id", "pair_id", "form", "lang")}
-        messages = row.get("messages")
-        is_listed = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
-        if not row.get("id") or not is_listed or not all(isinstance(text, str) for text in texts.values()):
-            raise CorpusError(f"{where}: {str(row)[:60]}; id and messages: [{{role, content}}] are expected; mend it")
-        try:
-            check_messages(row["messages"])
-        except CorpusError as error:
-            raise CorpusError(f"{where}: {error}") from None
-        kept = [{"role": message["role"], "content": message["content"]} for message in row["messages"]]
-        examples.append(ChatExample(messages=kept, **texts))
-    if not examples:
-        raise CorpusError(f"{path} holds no chat example; one JSON object a line is expected; give another file")
-    return examples
-
-
 def repair_spacing(text: str) -> str:
     """Returns text without PersonaChat's spaces: `hello , i 'm ok !` becomes `hello, i'm ok!`."""
     return SPACED_CONTRACTION.sub(r"\1", SPACED_MARK.sub("", text)).strip()
@@ -161,7 +126,7 @@ def hangul_share(text: str) -> float | None:
 def _sound_pairs(path: Path, rejects: dict[str, str]) -> Iterator[Pair]:
     """Yields the pairs that can be used; the ids of the others go into `rejects` with the reason."""
     seen: dict[str, str] = {}
-    for where, row in _numbered_rows(path):
+    for where, row in numbered_rows(path):
         id_, *sides = (row.get(name) for name in ("id", *LANGUAGES))
         is_turns = [isinstance(side, list) and all(isinstance(turn, str) for turn in side) for side in sides]
         if not isinstance(id_, str) or not id_ or not all(is_turns):
@@ -235,24 +200,6 @@ def _is_made(manifest_path: Path, facts: dict[str, Any]) -> bool:
         raise CorpusError(f"{manifest_path} is of another run ({told}); remove it or give another --out")
     print(f"{manifest_path.name.removesuffix('.manifest.json')}: unchanged, nothing to do")
     return True
-
-
-def _numbered_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each JSON object with its `file:line`, skipping blank lines."""
-    if not path.is_file():
-        raise CorpusError(f"{path} does not exist; a .jsonl file is expected; give its path")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8")) if line.strip() else None
-                json.dumps(row, ensure_ascii=False).encode()  # fails on a lone surrogate
-            except ValueError as error:
-                raise CorpusError(f"{where}: {error}; a JSON object in UTF-8 is expected; mend the line") from None
-            if isinstance(row, dict):
-                yield where, row
-            elif line.strip():
-                raise CorpusError(f"{where}: {line[:40]!r}; a JSON object is expected; mend the line")
 
 
 def _as_row(example: ChatExample) -> dict[str, Any]:

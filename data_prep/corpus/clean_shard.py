@@ -12,14 +12,14 @@ from typing import Any
 
 import zstandard
 
-from data_prep import brackets, wikitext
+from data_prep.corpus.filters import Limits, rejection
+from data_prep.corpus.pii import replace_pii
 from data_prep.document import CorpusError, Document, as_row
-from data_prep.dump import Page, PageReader, Part, Site
-from data_prep.filters import Limits, rejection
 from data_prep.lineage import write_json
-from data_prep.pii import replace_pii
 from data_prep.pool import Report
-from data_prep.templates import Table, load_table
+from data_prep.wiki import brackets, wikitext
+from data_prep.wiki.dump import Page, PageReader, Part, Site
+from data_prep.wiki.templates import Table, load_table
 
 REPORT_PAGES = 200
 MAX_UNKNOWN = 5000  # template names kept per shard; the manifest shows the top 20 of all

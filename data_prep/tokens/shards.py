@@ -1,6 +1,6 @@
 """Token shards: documents as uint32 ids on disk, readable with `numpy.memmap` alone.
 
-The layout is specified in `data_prep/SHARDS.md`.
+The layout is specified in `data_prep/tokens/SHARDS.md`.
 """
 
 import json

@@ -15,7 +15,7 @@ from typing import Any
 from rensa import RMinHash, RMinHashLSH
 from tqdm import tqdm
 
-from data_prep.clean_shard import check_ledger, jsonl_writer
+from data_prep.corpus.clean_shard import check_ledger, jsonl_writer
 from data_prep.document import CorpusError, Document, as_row, read_documents
 from data_prep.lineage import MANIFEST, sha256_json, sha256_path, source_files, write_manifest
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import dialogue
-from data_prep.dialogue import CUES, hangul_share, read_chat_examples, repair_spacing
+from data_prep.dialogue import augment as dialogue
+from data_prep.dialogue.augment import CUES, hangul_share, repair_spacing
+from data_prep.dialogue.examples import read_chat_examples
 from data_prep.document import CorpusError
 
 EN = ["What is the capital of Korea?", "It is Seoul.", "thanks", "You are welcome."]

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from data_prep.templates import Table, arguments_of, normal_name
+from data_prep.wiki.templates import Table, arguments_of, normal_name
 
 HOLE = "\ufdd2"  # stands where an inline template was dropped, so that parentheses around it can be repaired
 MAX_DEPTH = 200  # MediaWiki stops at 100 levels; deeper brackets are an attack or noise

@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from data_prep.document import CorpusError
 from data_prep.lineage import write_json
-from data_prep.tokenizer_formats import (
+from data_prep.tokens.tokenizer_formats import (
     BEGIN,
     END,
     LLAMA3_SPLIT,

@@ -17,7 +17,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from data_prep.document import CorpusError
-from data_prep.tokenizer_formats import Tokenizer, special_pattern
+from data_prep.tokens.tokenizer_formats import Tokenizer, special_pattern
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")

@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from data_prep import tokens
 from data_prep.document import CorpusError, Document, as_row, write_jsonl
-from data_prep.shards import Shards
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokens import encode as tokens
+from data_prep.tokens.shards import Shards
+from data_prep.tokens.tokenizer import load_tokenizer
 
 DOCUMENTS = [
     Document("1", "한강은 서울을 지나 서해로 흐른다.", "wiki", "ko", "한강"),

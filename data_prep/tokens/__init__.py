@@ -1,0 +1,1 @@
+"""Documents to ids: tokenizers and token shards."""

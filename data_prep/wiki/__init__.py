@@ -1,0 +1,1 @@
+"""A MediaWiki export: its pages, and plain text from their wikitext."""
