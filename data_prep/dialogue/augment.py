@@ -1,23 +1,31 @@
-"""The command `augment`: aligned English-Korean dialogues to chat examples in four language patterns."""
+"""The command `augment`: aligned English-Korean dialogues to chat examples in four language patterns.
+
+    python -m data_prep dialogue augment --pairs pairs.jsonl --out chat.jsonl --form-weights en-ko=0.5,ko-en=0.5
+
+Four forms of one dialogue are no four dialogues. `--form-weights` says how often a form is learnt: below 1
+that share of its examples is kept, above 1 examples are written again, a crossed form's with another wording
+of its wish. Which ones follows from the pair's id: a larger weight only adds. Validation has each form once.
+To change shares from run to run instead, write one file a form (`--forms`) and give each a weight in SFT's `data`.
+"""
 
 import argparse
-import collections
+import dataclasses
 import hashlib
 import json
+import math
 import random
-import re
-import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep import lineage
-from data_prep.dialogue.examples import ChatExample, numbered_rows
+from data_prep.dialogue.examples import ChatExample
+from data_prep.dialogue.pairs import Pair, pair_fault, read_pairs
 from data_prep.document import CorpusError, write_jsonl
 
-LANGUAGES = ("en", "ko")
 FORMS = ("en-en", "ko-ko", "en-ko", "ko-en")  # question-answer
+MAX_WEIGHT = 10
 # The crossed forms ask for the answer's language, in the question's; else one question had two answers.
 CUES = {
     "en-ko": (
@@ -37,157 +45,185 @@ CUES = {
         "영어로 답변해 주시면 좋겠어요.",
     ),
 }
-MIN_HANGUL_SHARE = {"ko": 0.3, "en": 0.0}  # of the letters; Korean answers may hold names or code
-MAX_HANGUL_SHARE = {"ko": 1.0, "en": 0.1}
-SPECIAL = re.compile(r"<\|[^<>|\s]*\|>|</?s>|<unk>|<pad>|\[/?INST\]|<</?SYS>>")
-SILENCE = "__SILENCE__"
-SPACED_MARK = re.compile(r"(?<=\S) +(?=[,.!?;:]+(?:\s|$))")
-SPACED_CONTRACTION = re.compile(r"(?<=\w) +(n't|'(?:s|m|re|ve|ll|d))\b", re.IGNORECASE)
-HANGUL = re.compile(r"[\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7a3\ud7b0-\ud7fb]")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One dialogue in both languages; turns alternate between user and assistant."""
-
-    id: str
-    en: list[str]
-    ko: list[str]
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command `augment`."""
     parser = subparsers.add_parser("augment", help="aligned dialogues to chat examples in four language patterns")
-    parser.add_argument("--pairs", type=Path, required=True, metavar="FILE.jsonl", help="lines of id, en, ko")
+    parser.add_argument(
+        "--pairs", type=Path, required=True, metavar="FILE.jsonl", help="lines of id, en, ko; or of id, turns"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="chat examples")
     parser.add_argument("--forms", default=",".join(FORMS), help="question-answer, of %(default)s")
+    parser.add_argument(
+        "--form-weights", default="", metavar="FORM=W,...", help="how often a form is learnt; 1 where not named"
+    )
     parser.add_argument("--valid-share", type=float, default=0.0, help="share of the pairs for STEM-valid.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="of the wordings and the split")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the examples of every sound pair, then the ledger as `OUT.manifest.json`."""
-    forms = args.forms.split(",")
-    if unknown := [form for form in forms if form not in FORMS]:
-        raise CorpusError(f"--forms {args.forms} names {', '.join(unknown)}; it knows {', '.join(FORMS)}; use these")
-    if not 0 <= args.valid_share < 1:
-        raise CorpusError(f"--valid-share {args.valid_share}; a share from 0 to below 1 is expected; lower it")
-    config = {"forms": forms, "valid_share": args.valid_share, "seed": args.seed}
+    """Writes the examples of every sound pair, then the ledger as `OUT.manifest.json`.
+
+    Raises:
+        CorpusError: an option or a line of the pairs cannot be used, or `--out` is of another run.
+    """
+    forms, weights = _forms(args)
+    config = {"forms": forms, "valid_share": args.valid_share, "seed": args.seed, "form_weights": weights}
     manifest_path = args.out.with_name(args.out.name + ".manifest.json")
     inputs = {"pairs": lineage.sha256_path(args.pairs) if args.pairs.is_file() else None}
     if _is_made(manifest_path, {**inputs, **config}):
         return 0
     rejects: dict[str, str] = {}
-    pairs = list(_sound_pairs(args.pairs, rejects))
-    made = list(_examples(pairs, forms, args.seed))
+    turns: Counter[str] = Counter()
+    pairs = list(_sound_pairs(args.pairs, rejects, turns))
+    made = list(_examples(pairs, forms))
     first: dict[tuple[str, ...], ChatExample] = {}
-    for turns, example in made:
-        first.setdefault(turns, example)
-    examples = list(first.values())
-    if not examples:
+    for key, example in made:
+        first.setdefault(key, example)
+    if not first:
         raise CorpusError(
             f"{args.pairs} gives 0 examples, {len(rejects)} pairs were dropped; see the reasons: {rejects}"
         )
-    paths = [args.out, args.out.with_stem(args.out.stem + "-valid")] if args.valid_share else [args.out]
-    is_valid = [_is_valid_pair(example.pair_id, args.valid_share, args.seed) for example in examples]
-    written = {}
-    for number, path in enumerate(paths):
-        chosen = [example for example, valid in zip(examples, is_valid, strict=True) if valid == bool(number)]
-        written[path.name] = write_jsonl(path, map(_as_row, chosen))
-    ledger = {
-        "pairs": {"in": len(pairs) + len(rejects), "out": len(pairs), "dropped": collections.Counter(rejects.values())},
-        "examples": {"in": len(made), "out": written, "dropped": {"duplicate": len(made) - len(examples)}},
+    changes: Counter[str] = Counter()
+    parts = _split(list(first.values()), args, weights, changes)
+    written = {path.name: write_jsonl(path, map(_as_row, examples)) for path, examples in parts.items()}
+    ledger: dict[str, dict[str, Any]] = {
+        "pairs": _entry(len(pairs) + len(rejects), len(pairs), Counter(rejects.values())),
+        "turns": _entry(turns.pop("in"), sum(len(pair.en) for pair in pairs), turns),
+        "examples": {
+            **_entry(len(made), written, Counter(duplicate=len(made) - len(first), form_weight=changes["left_out"])),
+            **({"copied": changes["copied"]} if changes["copied"] else {}),
+        },
     }
+    _check_ledger(args.out, ledger)
     facts = {
         "commit": lineage.commit(),
         "inputs": {"pairs": {"path": str(args.pairs), "sha256": inputs["pairs"]}},
         "config": config,
         "ledger": ledger,
         "rejects": rejects,
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": lineage.sha256_file(path)} for path in paths},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": lineage.sha256_file(path)} for path in parts},
     }
     lineage.write_json(manifest_path, facts)
     print(f"{args.out}: {json.dumps(ledger)}")
     return 0
 
 
-def repair_spacing(text: str) -> str:
-    """Returns text without PersonaChat's spaces: `hello , i 'm ok !` becomes `hello, i'm ok!`."""
-    return SPACED_CONTRACTION.sub(r"\1", SPACED_MARK.sub("", text)).strip()
+def _split(
+    examples: Sequence[ChatExample], args: argparse.Namespace, weights: dict[str, float], changes: Counter[str]
+) -> dict[Path, list[ChatExample]]:
+    """Returns the files and their examples: a pair goes into one of them by its id, so its forms never part."""
+    train: list[ChatExample] = []
+    valid: list[ChatExample] = []
+    for example in examples:
+        if _chance(f"{args.seed}:{example.pair_id}") < args.valid_share:
+            valid.append(_with_cue(example, args.seed, 0))  # each form once: weights are for learning
+        else:
+            train += _weighted(example, weights.get(_form(example), 1.0), args.seed, changes)
+    return {args.out: train, **({args.out.with_stem(args.out.stem + "-valid"): valid} if args.valid_share else {})}
 
 
-def hangul_share(text: str) -> float | None:
-    """Returns the share of Hangul among the letters of a text; None when it has no letters."""
-    letters = sum(character.isalpha() for character in text)
-    return len(HANGUL.findall(text)) / letters if letters else None
+def _forms(args: argparse.Namespace) -> tuple[list[str], dict[str, float]]:
+    """Returns the forms and the weights that are not 1."""
+    forms = args.forms.split(",")
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise CorpusError(f"--forms {args.forms} names {', '.join(unknown)}; it knows {', '.join(FORMS)}; use these")
+    if not 0 <= args.valid_share < 1:
+        raise CorpusError(f"--valid-share {args.valid_share}; a share from 0 to below 1 is expected; lower it")
+    weights = {}
+    for item in filter(None, args.form_weights.split(",")):
+        form, _, text = item.partition("=")
+        if form not in forms:
+            raise CorpusError(f"--form-weights {item}: no form of this run; one of {', '.join(forms)}; mend the name")
+        try:
+            weights[form] = float(text)
+        except ValueError:
+            weights[form] = math.nan
+        if not 0 < weights[form] <= MAX_WEIGHT:
+            raise CorpusError(
+                f"--form-weights {item}: {text!r} is no weight above 0 and up to {MAX_WEIGHT}; write {form}=0.5, "
+                "or leave the form out of --forms"
+            )
+    return forms, {form: weight for form, weight in sorted(weights.items()) if weight != 1}
 
 
-def _sound_pairs(path: Path, rejects: dict[str, str]) -> Iterator[Pair]:
-    """Yields the pairs that can be used; the ids of the others go into `rejects` with the reason."""
-    seen: dict[str, str] = {}
-    for where, row in numbered_rows(path):
-        id_, *sides = (row.get(name) for name in ("id", *LANGUAGES))
-        is_turns = [isinstance(side, list) and all(isinstance(turn, str) for turn in side) for side in sides]
-        if not isinstance(id_, str) or not id_ or not all(is_turns):
-            raise CorpusError(f"{where}: {str(row)[:60]}; id, en: [turns] and ko: [turns] are expected; mend the line")
-        if id_ in seen:
-            raise CorpusError(f"{where}: id {id_!r} stands in {seen[id_]} too; ids must differ; rename one")
-        seen[id_] = where
-        en, ko = ([repair_spacing(unicodedata.normalize("NFC", turn)) for turn in row[lang]] for lang in LANGUAGES)
-        pair = Pair(id_, en, ko)
-        reason = _fault(pair)
-        if reason:
-            rejects[id_] = reason
+def _sound_pairs(path: Path, rejects: dict[str, str], turns: Counter[str]) -> Iterator[Pair]:
+    """Yields the pairs that can be used; the ids of the others go into `rejects` with the reason.
+
+    A last question without an answer, as in dialogues between people, is left out. `turns` counts the
+    turns read and dropped, in the language that has more.
+    """
+    for pair in read_pairs(path):
+        turns["in"] += max(len(pair.en), len(pair.ko))
+        if len(pair.en) == len(pair.ko) > 1 and len(pair.en) % 2:
+            pair = Pair(pair.id, pair.en[:-1], pair.ko[:-1])
+            turns["unanswered"] += 1
+        if reason := pair_fault(pair):
+            rejects[pair.id] = reason
+            turns["of_dropped_pairs"] += max(len(pair.en), len(pair.ko))
         else:
             yield pair
 
 
-def _fault(pair: Pair) -> str | None:
-    """Returns why a pair cannot be used."""
-    turns = pair.en + pair.ko
-    if len(pair.en) != len(pair.ko):
-        return "turns_differ"
-    if not pair.en or len(pair.en) % 2:
-        return "turns_odd"
-    if not all(turns):
-        return "turn_empty"
-    if any(SILENCE in turn for turn in turns):
-        return "silence"
-    if any(SPECIAL.search(turn) for turn in turns):
-        return "special_token"
-    for lang, side in zip(LANGUAGES, (pair.en, pair.ko), strict=True):
-        # Questions and answers apart: an untranslated answer must not hide behind a long question.
-        for speaker in (0, 1):
-            share = hangul_share(" ".join(side[speaker::2]))
-            if share is not None and not MIN_HANGUL_SHARE[lang] <= share <= MAX_HANGUL_SHARE[lang]:
-                return f"not_{lang}"
-    return None
-
-
-def _examples(pairs: Sequence[Pair], forms: Sequence[str], seed: int) -> Iterator[tuple[tuple[str, ...], ChatExample]]:
-    """Yields each example with its turns before the cue, which are what tells two examples apart."""
+def _examples(pairs: Sequence[Pair], forms: Sequence[str]) -> Iterator[tuple[tuple[str, ...], ChatExample]]:
+    """Yields each example, its wish for a language not yet in it, with what tells two examples apart."""
     for pair in pairs:
-        sides = {"en": pair.en, "ko": pair.ko}
         for form in forms:
             question, answer = form.split("-")
+            sides = {"en": pair.en, "ko": pair.ko}
             turns = [sides[answer if number % 2 else question][number] for number in range(len(pair.en))]
-            key = (form, *turns)
-            if form in CUES:
-                # Not hash(): it differs from process to process.
-                cue = random.Random(f"{seed}:{pair.id}:{form}").choice(CUES[form])
-                turns[0] += (" " if turns[0].endswith((".", "?", "!", "…")) else "\n") + cue
             messages = [
                 {"role": ("user", "assistant")[number % 2], "content": turn} for number, turn in enumerate(turns)
             ]
             name = f"q_{question}-a_{answer}"
-            yield key, ChatExample(f"{pair.id}/{name}", messages, pair.id, name, answer)
+            yield (form, *turns), ChatExample(f"{pair.id}/{name}", messages, pair.id, name, answer)
 
 
-def _is_valid_pair(pair_id: str, share: float, seed: int) -> bool:
-    """Whether a pair is for validation: a function of its id, so that its four forms never part."""
-    digest = hashlib.sha256(f"{seed}:{pair_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+def _weighted(example: ChatExample, weight: float, seed: int, changes: Counter[str]) -> list[ChatExample]:
+    """Returns the example as often as its form's weight says; `changes` counts those left out and copied."""
+    share = _chance(f"{seed}:{example.id}:weight")
+    times = int(weight) + (share < weight % 1)
+    changes["left_out"] += not times
+    changes["copied"] += max(0, times - 1)
+    copies = [_with_cue(example, seed, number) for number in range(times)]
+    return [dataclasses.replace(copy, id=f"{copy.id}/{n}") if n > 1 else copy for n, copy in enumerate(copies, 1)]
+
+
+def _with_cue(example: ChatExample, seed: int, number: int) -> ChatExample:
+    """Returns the example with a wish for the answer's language in its first question, if its form is crossed.
+
+    The wish is drawn by the pair's id; a copy's `number` moves on to the next wording.
+    """
+    form = _form(example)
+    if form not in CUES:
+        return example
+    opening, cues = example.messages[0]["content"], CUES[form]
+    # Not hash(): it differs from process to process.
+    drawn = cues.index(random.Random(f"{seed}:{example.pair_id}:{form}").choice(cues))
+    opening += (" " if opening.endswith((".", "?", "!", "…")) else "\n") + cues[(drawn + number) % len(cues)]
+    return dataclasses.replace(example, messages=[{"role": "user", "content": opening}, *example.messages[1:]])
+
+
+def _form(example: ChatExample) -> str:
+    return example.form.replace("q_", "").replace("a_", "")
+
+
+def _chance(key: str) -> float:
+    """Returns a number from 0 to below 1 that depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def _entry(num_in: int, out: Any, dropped: Counter[str]) -> dict[str, Any]:
+    return {"in": num_in, "out": out, "dropped": dict(+dropped)}
+
+
+def _check_ledger(out: Path, ledger: dict[str, dict[str, Any]]) -> None:
+    for name, entry in ledger.items():
+        num_out = sum(entry["out"].values()) if isinstance(entry["out"], dict) else entry["out"]
+        if entry["in"] + entry.get("copied", 0) != num_out + sum(entry["dropped"].values()):
+            raise CorpusError(f"{out}: the ledger of {name} does not add up: {entry}; in = out + dropped; report this")
 
 
 def _is_made(manifest_path: Path, facts: dict[str, Any]) -> bool:

@@ -1,18 +1,22 @@
 import argparse
+import collections
+import itertools
 import json
 import unicodedata
-from pathlib import Path
 
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.dialogue import augment as dialogue
-from data_prep.dialogue.augment import CUES, hangul_share, repair_spacing
+from data_prep.dialogue.augment import CUES
 from data_prep.dialogue.examples import read_chat_examples
+from data_prep.dialogue.pairs import hangul_share, read_pairs, repair_spacing
 from data_prep.document import CorpusError
+from tests.support import SHARED_DATA
 
 EN = ["What is the capital of Korea?", "It is Seoul.", "thanks", "You are welcome."]
 KO = ["한국의 수도는 어디예요?", "서울이에요.", "고마워요", "천만에요."]
-XPERSONA = Path(__file__).resolve().parents[4] / "shared" / "data" / "xpersona-ko-en" / "aligned_pairs.jsonl"
+XPERSONA = SHARED_DATA / "xpersona-ko-en" / "aligned_pairs.jsonl"
 
 
 def pair(id_="p1", en=EN, ko=KO):
@@ -24,13 +28,20 @@ def write(path, rows):
     return path
 
 
-def launch(tmp_path, rows, *options):
+def run(pairs, out, *options):
     parser = argparse.ArgumentParser()
     dialogue.add_parser(parser.add_subparsers(required=True))
-    pairs, out = write(tmp_path / "pairs.jsonl", rows), tmp_path / "chat.jsonl"
     args = parser.parse_args(["augment", "--pairs", str(pairs), "--out", str(out), *options])
     assert args.run(args) == 0
+
+
+def launch(tmp_path, rows, *options):
+    out = tmp_path / "chat.jsonl"
+    run(write(tmp_path / "pairs.jsonl", rows), out, *options)
     manifest = json.loads((tmp_path / "chat.jsonl.manifest.json").read_text())
+    for entry in manifest["ledger"].values():
+        num_out = sum(entry["out"].values()) if isinstance(entry["out"], dict) else entry["out"]
+        assert entry["in"] + entry.get("copied", 0) == num_out + sum(entry["dropped"].values())
     return read_chat_examples(out), manifest
 
 
@@ -87,7 +98,7 @@ def test_forms_choose_a_subset(tmp_path):
     ("en", "ko", "reason"),
     [
         (EN[:2], KO, "turns_differ"),
-        (EN[:3], KO[:3], "turns_odd"),
+        (EN[:1], KO[:1], "turns_odd"),
         ([], [], "turns_odd"),
         (["Hi.", "  "], KO[:2], "turn_empty"),
         (["__SILENCE__", "Hi."], KO[:2], "silence"),
@@ -193,9 +204,8 @@ def test_hangul_share_counts_letters_only():
 def test_a_bad_line_is_an_error_with_file_and_line(tmp_path, line, message):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(pair("p0")) + "\n" + line + "\n")
-    args = argparse.Namespace(pairs=path, out=tmp_path / "o.jsonl", forms="en-en", valid_share=0.0, seed=0)
     with pytest.raises(CorpusError, match=message):
-        dialogue.run(args)
+        run(path, tmp_path / "o.jsonl")
     assert [found.name for found in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
@@ -206,9 +216,8 @@ def test_bad_options_a_missing_file_and_no_sound_pair_are_errors(tmp_path):
         launch(tmp_path, [pair()], "--valid-share", "1")
     with pytest.raises(CorpusError, match=r"gives 0 examples, 1 pairs were dropped; .*'p1': 'turns_differ'"):
         launch(tmp_path, [pair(ko=KO[:2])])
-    args = argparse.Namespace(pairs=tmp_path / "no", out=tmp_path / "o", forms="en-en", valid_share=0.0, seed=0)
     with pytest.raises(CorpusError, match=r"no does not exist; a .jsonl file is expected"):
-        dialogue.run(args)
+        run(tmp_path / "no", tmp_path / "o")
 
 
 @pytest.mark.parametrize(
@@ -231,17 +240,110 @@ def test_an_empty_chat_example_file_is_an_error(tmp_path):
         read_chat_examples(write(tmp_path / "empty.jsonl", []))
 
 
+def numbered(count):
+    return [
+        pair(f"p{n}", [f"Is {n} even?", f"About {n}: yes."], [f"{n}은 짝수예요?", f"{n}은 네."]) for n in range(count)
+    ]
+
+
+def test_four_thousand_pairs_give_sixteen_thousand_examples(tmp_path):
+    examples, manifest = launch(tmp_path, numbered(4000))
+    assert len(examples) == 16_000
+    forms = collections.Counter(example.form for example in examples)
+    assert forms == dict.fromkeys(("q_en-a_en", "q_ko-a_ko", "q_en-a_ko", "q_ko-a_en"), 4000)
+    assert len({example.id for example in examples}) == 16_000
+    assert manifest["ledger"] == {
+        "pairs": {"in": 4000, "out": 4000, "dropped": {}},
+        "turns": {"in": 8000, "out": 8000, "dropped": {}},
+        "examples": {"in": 16_000, "out": {"chat.jsonl": 16_000}, "dropped": {}},
+    }
+
+
+def test_a_form_is_learnt_as_often_as_its_weight_says(tmp_path):
+    examples, manifest = launch(tmp_path, numbered(1000), "--form-weights", "en-ko=0.25,ko-en=2.5,en-en=1")
+    counts = collections.Counter(example.form for example in examples)
+    assert (counts["q_en-a_en"], counts["q_ko-a_ko"]) == (1000, 1000)
+    assert abs(counts["q_en-a_ko"] - 250) < 50
+    assert abs(counts["q_ko-a_en"] - 2500) < 50
+    ledger = manifest["ledger"]["examples"]
+    assert ledger["dropped"] == {"form_weight": 1000 - counts["q_en-a_ko"]}
+    assert ledger["copied"] == counts["q_ko-a_en"] - 1000
+    assert manifest["config"]["form_weights"] == {"en-ko": 0.25, "ko-en": 2.5}
+    assert len({example.id for example in examples}) == len(examples)
+
+
+def test_copies_ask_for_their_language_in_other_words(tmp_path):
+    examples, _ = launch(tmp_path, numbered(10), "--form-weights", "en-ko=3,en-en=2", "--forms", "en-ko,en-en")
+    for number in range(10):
+        own = [example for example in examples if example.pair_id == f"p{number}"]
+        crossed = [example.messages[0]["content"] for example in own if example.form == "q_en-a_ko"]
+        assert len(crossed) == len(set(crossed)) == 3
+        assert [example.messages for example in own[3:]] == [own[3].messages] * 2
+
+
+def test_a_larger_weight_only_adds(tmp_path):
+    found = []
+    for weight in ("0.2", "0.6", "1", "1.5"):
+        (tmp_path / weight).mkdir()
+        examples, _ = launch(tmp_path / weight, numbered(200), "--form-weights", f"ko-en={weight}")
+        found.append({example.id: json.dumps(example.messages) for example in examples})
+    for fewer, more in itertools.pairwise(found):
+        assert fewer.items() < more.items()
+
+
+def test_weights_do_not_touch_the_validation_examples(tmp_path):
+    written = []
+    for name, weights in (("a", ""), ("b", "en-ko=0.1,ko-en=4")):
+        (tmp_path / name).mkdir()
+        launch(tmp_path / name, numbered(100), "--valid-share", "0.3", "--form-weights", weights)
+        written.append((tmp_path / name / "chat-valid.jsonl").read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("en-fr=1", r"--form-weights en-fr=1: no form of this run; one of en-en, ko-ko, en-ko, ko-en; mend the name"),
+        ("en-ko", r"--form-weights en-ko: '' is no weight above 0 and up to 10; write en-ko=0.5"),
+        ("en-ko=0", r"en-ko=0: '0' is no weight above 0 .*, or leave the form out of --forms"),
+        ("en-ko=-1", r"'-1' is no weight"),
+        ("en-ko=nan", r"'nan' is no weight"),
+        ("en-ko=1e9", r"'1e9' is no weight"),
+    ],
+)
+def test_a_bad_weight_is_an_error(tmp_path, weights, message):
+    with pytest.raises(CorpusError, match=message):
+        launch(tmp_path, [pair()], "--form-weights", weights)
+
+
+def test_a_last_question_without_an_answer_is_left_out(tmp_path):
+    examples, manifest = launch(tmp_path, [pair("a", EN[:3], KO[:3]), pair("b", EN[:1], KO)])
+    assert [len(example.messages) for example in examples] == [2] * 4
+    assert manifest["ledger"]["turns"] == {"in": 7, "out": 2, "dropped": {"unanswered": 1, "of_dropped_pairs": 4}}
+
+
+def test_turns_in_both_languages_side_by_side_are_read_as_well(tmp_path):
+    turns = [{"en": en, "ko": ko, "more": 1} for en, ko in zip(EN, KO, strict=True)]
+    side_by_side = write(tmp_path / "a.jsonl", [{"id": "p1", "turns": turns, "score": 0.9}])
+    apart = write(tmp_path / "b.jsonl", [pair()])
+    assert list(read_pairs(side_by_side)) == list(read_pairs(apart))
+
+
 def test_real_persona_dialogues_give_four_forms_each(tmp_path):
     if not XPERSONA.is_file():
         pytest.skip(f"{XPERSONA} is not here")
-    rows = []
-    for line in XPERSONA.read_text(encoding="utf-8").splitlines():
-        source = json.loads(line)
-        turns = source["turns"][: len(source["turns"]) // 2 * 2]
-        rows.append(pair(source["id"], [turn["en"] for turn in turns], [turn["ko"] for turn in turns]))
-    examples, manifest = launch(tmp_path, rows)
-    assert manifest["ledger"]["pairs"]["out"] > 0.9 * len(rows)
-    assert manifest["ledger"]["examples"]["in"] == 4 * manifest["ledger"]["pairs"]["out"]
+    run(XPERSONA, tmp_path / "chat.jsonl")
+    examples = read_chat_examples(tmp_path / "chat.jsonl")
+    ledger = json.loads((tmp_path / "chat.jsonl.manifest.json").read_text())["ledger"]
+    assert ledger["pairs"]["out"] > 0.9 * ledger["pairs"]["in"]
+    assert len(examples) == 4 * ledger["pairs"]["out"]
     assert not any(
         " ," in message["content"] or " ?" in message["content"] for one in examples for message in one.messages
     )
+
+
+def test_the_command_stands_alone_and_beside_generate(tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", [pair()])
+    for number, words in enumerate((["augment"], ["dialogue", "augment"])):
+        assert main([*words, "--pairs", str(pairs), "--out", str(tmp_path / f"{number}.jsonl")]) == 0
+    assert (tmp_path / "0.jsonl").read_bytes() == (tmp_path / "1.jsonl").read_bytes()
