@@ -4,35 +4,51 @@ import re
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from data_prep.wiki.templates import Table, arguments_of, normal_name
+from data_prep.wiki.formats import arguments_of
+from data_prep.wiki.functions import call_function, magic_word
+from data_prep.wiki.repair import HOLE
+from data_prep.wiki.templates import Table, normal_name
+from data_prep.wiki.unknown import MAX_CALL_CHARS, UnknownTemplates
 
-HOLE = "\ufdd2"  # stands where an inline template was dropped, so that parentheses around it can be repaired
 MAX_DEPTH = 200  # MediaWiki stops at 100 levels; deeper brackets are an attack or noise
+MAX_PARAMETER_DEPTH = 5  # `{{{a|{{{b|c}}}}}}` belongs to a template's own page, an article holds it by mistake
 WINDOW_CHARS = 200  # how far the line around a template is looked at
 
 # Most links hold no other markup; this alternative in C does nine of ten of them.
-_SIMPLE_LINK = re.compile(r"\[\[(?:[^\[\]{}|\n:]*\|)?([^\[\]{}|\n:#]+)\]\]")
+_SIMPLE_LINK = re.compile(r"\[\[(?:[^\[\]{}|\n:]*+\|)?(?! )([^\[\]{}|\n:#]++)(?<! )\]\]")
 _PARAMETER = re.compile(r"\{\{\{[^{}|]*(?:\|([^{}|]*))?\}\}\}")
 # Of three closing brackets the first belongs to an external link or to the text.
 _TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\](?!\](?!\]))")
 _HANGUL = re.compile(r"[가-힣]")
-_LIST_MARK = re.compile(r"^[*#:;]+\s*$")
 _INTERWIKI = re.compile(
     r"(?:[a-z]{2,3}|simple|zh-[a-z-]+|be-[a-z-]+|roa-[a-z]+|bat-smg|cbk-zam|fiu-vro|map-bms|nds-nl)"
 )
-_MEDIA = {"파일", "그림", "file", "image", "미디어", "media", "분류", "category"}
+_PROJECTS = {"w", "wikt", "s", "q", "b", "n", "v", "voy", "wikipedia", "wiktionary", "wikisource", "commons", "c"}
+_MEDIA_NAMES = """
+    파일 그림 사진 이미지 미디어 분류 file image media category datei bild kategorie fichier catégorie archivo imagen
+    ファイル 画像 カテゴリ 文件 图像 圖像 檔案 分类 分類 файл immagine plik bestand
+"""
+_MEDIA = frozenset(_MEDIA_NAMES.split())
+_MEDIA_NAME = re.compile(r"\.(?:jpe?g|png|svg|gif|tiff?|webp|bmp|xcf|og[gav]|webm|mp[34]|wav|flac|mid)$", re.IGNORECASE)
 _PIPE_TRICK = re.compile(r"^:?(?:[^:()]*:)?(.*?)(?: ?\([^()]*\)|, .*)?$", re.DOTALL)
-_PARSER_TEXT = {"formatnum", "lc", "uc", "lcfirst", "ucfirst", "nowrap", "숫자서식"}
-_TITLE = {"pagename", "문서이름", "fullpagename", "전체문서이름", "basepagename", "subpagename"}
+# `{{!}}` and `{{=}}` are no separators of the call they stand in; the real characters come back at the end.
+_PIPE, _EQUALS = "\ufdd3", "\ufdd4"
+_ESCAPES = {"!": _PIPE, "=": _EQUALS, "!!": _PIPE * 2, "(!": "{" + _PIPE, "!)": _PIPE + "}", "!-": _PIPE + "-"}
+_UNESCAPES = str.maketrans({_PIPE: "|", _EQUALS: "="})
 
 
 @dataclass
 class Page:
-    """What a page's templates need to know, and what they leave: counts of unknown names."""
+    """What a page's templates need to know, and what they leave: counts of unknown names.
+
+    Attributes:
+        timestamp: ISO 8601, of the revision; `{{CURRENTYEAR}}` and its like are taken from it.
+    """
 
     table: Table
     title: str = ""
-    unknown: dict[str, list] = field(default_factory=dict)  # name -> [count, first example]
+    unknown: UnknownTemplates = field(default_factory=UnknownTemplates)
+    timestamp: str = ""
 
 
 @dataclass
@@ -48,7 +64,9 @@ def resolve(text: str, page: Page) -> str:
     Damage of an unbalanced bracket ends with its line.
     """
     text = _SIMPLE_LINK.sub(itemgetter(1), text)
-    if "{{{" in text:
+    for _ in range(MAX_PARAMETER_DEPTH):
+        if "{{{" not in text:
+            break
         text = _PARAMETER.sub(r"\1", text)
     root: list[str] = []
     frames: list[_Frame] = []
@@ -69,14 +87,13 @@ def resolve(text: str, page: Page) -> str:
             content = "".join(frame.pieces)
             if not frame.is_template:
                 pieces.append(_link(content))
-            elif (value := _template(content, text, frame.start, position, page)) != HOLE:
-                pieces.append(value)
-            elif not _is_block(text, frame.start, position):
-                pieces.append(HOLE)
+            else:
+                pieces.append(_template(content, text, frame.start, position, page))
     pieces.append(text[position:])
     while frames:
         _give_up(frames, root, text)
-    return "".join(root)
+    text = "".join(root)
+    return text.translate(_UNESCAPES) if _PIPE in text or _EQUALS in text else text
 
 
 def _closes(frames: list[_Frame], is_template: bool, position: int) -> bool:
@@ -101,7 +118,7 @@ def _damaged(content: str, is_template: bool, starts_line: bool) -> str:
     if is_template and "|" not in line:
         # A short first line is the name of a template that goes on below; a long one is text.
         line = "" if (starts_line and len(line) <= 30) else line
-    elif not is_template and _is_media(line):
+    elif not is_template and line.partition(":")[0].strip().casefold() in _MEDIA:
         line = ""
     else:
         line = line.rpartition("|")[2]
@@ -122,50 +139,69 @@ def _template(content: str, text: str, start: int, end: int, page: Page) -> str:
     name = normal_name(raw_name)
     if not name or "\n" in raw_name.strip() or len(name) > 150:
         return _damaged(content, True, _before(text, start) == "")
+    if name in _ESCAPES:
+        return _ESCAPES[name]
     known, template_format = page.table.find(name)
     if not known and ":" in name:
-        function, _, argument = raw_name.strip().partition(":")
-        return argument.strip() if function.strip().casefold() in _PARSER_TEXT else ""
+        return call_function(raw_name.strip(), parts) or HOLE
     if known:
         if template_format is not None:
+            if template_format.is_aside and _in_parentheses(text, start):
+                return HOLE
             return template_format.render(arguments_of(parts)) or HOLE
         # A known inline template that spans a paragraph lost its end, and a later one closed it.
         lost = "\n\n" in content and _before(text, start) != ""
         return _damaged(content, True, False) if lost else HOLE
-    if name in _TITLE:
-        return page.title
+    if not parts and (value := magic_word(raw_name.strip(), page.title, page.timestamp)) is not None:
+        return value or HOLE
+    if name in page.table.countries and (raw_name.strip().isupper() or not raw_name.isascii()):
+        # A country's name by its own is a navigation box at the end of an article.
+        return HOLE if _is_block(text, start, end) else page.table.countries[name]
     if "\n\n" in content and _before(text, start):
         return _damaged(content, True, False)
     return _unknown(name, parts, text, (start, end), page)
 
 
+def _in_parentheses(text: str, start: int) -> bool:
+    before = _before(text, start)
+    return before.count("(") > before.count(")")
+
+
 def _unknown(name: str, parts: list[str], text: str, span: tuple[int, int], page: Page) -> str:
     """Keeps the last unnamed argument if it is Korean text within a line; else leaves a hole."""
     start, end = span
-    entry = page.unknown.setdefault(name[:80], [0, text[start : min(end, start + 120)]])
-    entry[0] += 1
+    page.unknown.add(name[:80], text[start : min(end, start + MAX_CALL_CHARS)], page.title)
     last = arguments_of(parts)["last"] if parts else ""
     if not _HANGUL.search(last) or "\n" in last:
         return HOLE
     before, after = _before(text, start), text[end : end + WINDOW_CHARS].partition("\n")[0].strip()
-    return last if before or after or _LIST_MARK.match(before) else HOLE
-
-
-def _is_media(target: str) -> bool:
-    prefix, colon, _ = target.partition(":")
-    return bool(colon) and prefix.strip().casefold() in _MEDIA
+    return last if before or after else HOLE
 
 
 def _link(content: str) -> str:
+    if _PIPE in content:
+        content = content.replace(_PIPE, "|")
     target, bar, label = content.partition("|")
     target = target.strip()
-    if _is_media(target):
-        return ""
+    prefix, colon, _ = target.partition(":")
+    prefix = prefix.strip()
+    if (colon and prefix.casefold() in _MEDIA) or (bar and _MEDIA_NAME.search(target) and "|" in label):
+        return HOLE
     if "\n\n" in content:
         return _damaged(content, False, False)
-    if ":" in target and _INTERWIKI.fullmatch(target.partition(":")[0].strip()):
+    if colon and _INTERWIKI.fullmatch(prefix):
         return ""
     if bar and not label.strip():
         trick = _PIPE_TRICK.match(target[:300])
         return trick[1] if trick else target
-    return label if bar else target.lstrip(":#")
+    if bar:
+        return label.rpartition("|")[2] or label
+    return _shown(target)
+
+
+def _shown(target: str) -> str:
+    """Returns what a link without a label reads: `:en:Foo` and `wikt:Foo` name another wiki's page `Foo`."""
+    prefix, colon, name = target.lstrip(":#").partition(":")
+    if colon and name and (prefix in _PROJECTS or (target[0] == ":" and _INTERWIKI.fullmatch(prefix))):
+        return name
+    return target.lstrip(":#")

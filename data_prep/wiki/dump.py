@@ -1,231 +1,245 @@
-"""Pages of a MediaWiki export (`.xml`, `.xml.bz2`), in byte ranges that several processes can read at once."""
+"""MediaWiki exports as a source of documents: files and standard input, compressed or not, of one wiki.
 
-import bz2
-import mmap
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+A multistream bz2 file, and plain XML, is read in byte ranges by several processes at once. What can only be read from
+its start (a single bz2 stream, gz, zst, a pipe) is cut into files of XML first, see `spool`.
+"""
+
+import hashlib
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any, BinaryIO
 
-from lxml import etree
-
+from data_prep.corpus.source import Loss, Part
 from data_prep.document import CorpusError
+from data_prep.lineage import sha256_file
+from data_prep.wiki.articles import ArticleReader
+from data_prep.wiki.pages import OPEN, PageCutter
+from data_prep.wiki.siteinfo import Site, parse_site, read_header
+from data_prep.wiki.spool import Known, Spool, SpooledPart
+from data_prep.wiki.streams import BLOCK_BYTES, Piece, Reader, cut_points, recognise
+from data_prep.wiki.templates import load_table
 
-CHUNK_BYTES = 256 * 1024
-HEADER_BYTES = 4 * 1024 * 1024  # siteinfo is a few kilobytes; more than this is no export
-
-# Wikimedia's multistream dumps start a bz2 stream every 100 pages; the magic of a stream and of its first block.
-_STREAM = re.compile(rb"BZh[1-9]1AY&SY")
-_PAGE_TAG = re.compile(rb"<page>")  # in text it would be escaped
-_ROOT = re.compile(rb"<mediawiki\b[^<>]*>")
-_DBNAME = re.compile(rb"<dbname>([^<]*)</dbname>")
-_BASE = re.compile(rb"<base>([^<]*)</base>")
-_LANG = re.compile(r"(?:^|//)(ko|en)(?:wiki$|\.)")
-_REDIRECT = re.compile(r"\s*#\s*(?:넘겨주기|redirect)\b", re.IGNORECASE)
+STDIN = Path("-")
+STDIN_NAME = "standard input"
+MAX_PART_RATIO = 4  # a multistream file has streams of under a megabyte; a larger range than so many parts has not
 
 
 @dataclass(frozen=True)
-class Site:
-    """What an export says of its wiki: the database's name, the main page's URL and the root element's tag."""
+class DumpPart(Part):
+    """Bytes `start` to `end` of a dump: what one worker cleans; `end` is the file's end or where a page may start."""
 
-    dbname: str
-    base: str
-    root_tag: bytes
+    size: int
+    """Of the whole file."""
+
+
+@dataclass(frozen=True)
+class DumpFile:
+    """One file of a dump, or standard input."""
+
+    path: Path
+    kind: str
+    """`bz2`, `gz`, `zst` or `xml`."""
+    site: Site
+    size: int | None
+    """Bytes; None for standard input."""
 
     @property
-    def lang(self) -> str | None:
-        """`ko` or `en` as the database's name or the URL tells, otherwise None."""
-        match = _LANG.search(self.dbname) or _LANG.search(self.base)
-        return match[1] if match else None
-
-    def url(self, title: str) -> str:
-        """Returns a page's address; empty if the export names none."""
-        return f"{self.base.rpartition('/')[0]}/{quote(title.replace(' ', '_'))}" if self.base else ""
+    def name(self) -> str:
+        """The file as messages call it."""
+        return STDIN_NAME if self.path == STDIN else str(self.path)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A byte range of the file that starts at a page (the first: at the header) and holds whole pages."""
+@dataclass
+class Stdin:
+    """Standard input, as far as it was read to see what it is; its hash is known when all is read."""
 
-    start: int
-    end: int
-    is_last: bool
+    file: BinaryIO
+    digest: Any = field(default_factory=hashlib.sha256)
+    head: list[Piece | Loss] = field(default_factory=list)
+    rest: Iterator[Piece | Loss] = field(default_factory=lambda: iter(()))
+
+    def read(self, size: int) -> bytes:
+        """Reads up to `size` bytes."""
+        data = self.file.read(size)
+        self.digest.update(data)
+        return data
+
+    def sha256(self) -> str:
+        """Reads all that is left and returns the hash of all that came."""
+        while self.read(BLOCK_BYTES):
+            pass
+        return self.digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Page:
-    """One page with its latest revision, as the export states it."""
+@dataclass
+class Dump:
+    """The articles of an export; implements `corpus.source.Source`.
 
-    id: str
-    title: str
-    namespace: str
-    revision: str
-    timestamp: str
-    model: str
-    text: str
-    is_redirect: bool
+    Args:
+        files: of one wiki, in order.
+        lang: language of the articles.
+        templates: YAML file laid over the shipped tables.
+        max_page_bytes: larger `<page>` elements are rejected.
+    """
+
+    files: Sequence[DumpFile]
+    lang: str | None
+    templates: Path | None = None
+    max_page_bytes: int = 8_000_000
+    stdin: Stdin | None = None
+    losses: list[Loss] = field(default_factory=list)
+    """What could not be decompressed in the files that `stream` cut; complete when its parts are drawn."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what a worker neither needs nor can have."""
+        return {**self.__dict__, "stdin": None}
+
+    @property
+    def site(self) -> Site:
+        """The wiki, as the first file describes it."""
+        return self.files[0].site
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the files' names and hashes, and the options; see `Source`."""
+        dumps = [{"path": f.name, "sha256": None if f.size is None else sha256_file(f.path)} for f in self.files]
+        return {
+            "dump": dumps,
+            "templates_sha256": sha256_file(self.templates) if self.templates else None,
+            "max_page_bytes": self.max_page_bytes,
+        }
+
+    def parts(self, part_bytes: int) -> list[Part]:
+        """Returns the byte ranges of files that can be read so; see `Source`."""
+        return [part for file in self.files for part in _ranges(file, part_bytes) or []]
+
+    def stream(self, part_bytes: int, folder: Path, known: Known) -> Iterator[Part | None]:
+        """Yields the parts of all files in order, writing those of files that can only be read from their start.
+
+        Args:
+            part_bytes: bytes of the file, or of XML where a part is written.
+            folder: where parts are written.
+            known: see `spool`.
+
+        Yields:
+            Parts, and None now and then while one is being made.
+        """
+        count = 0
+        self.losses.clear()
+        for file in self.files:
+            if (ranges := _ranges(file, part_bytes)) is not None:
+                yield from ranges
+                count += len(ranges)
+                continue
+            spool = Spool(self._pieces(file), file.name, part_bytes, folder, count, known)
+            for part in spool.parts():
+                yield part
+                count += part is not None
+            self.losses += spool.losses
+
+    def read(self, part: Part) -> ArticleReader:
+        """Returns the reader of one part; see `Source`."""
+        assert self.lang is not None
+        source = self.site.dbname or self.files[0].path.name.split(".")[0] or "stdin"
+        if isinstance(part, SpooledPart):
+            pieces = _read_range(part.path, "xml", 0)
+            cutter = PageCutter(pieces, part.origin, part.end, self.max_page_bytes, is_plain=True, must_end=False)
+            shift: int | None = part.xml_start
+        else:
+            assert isinstance(part, DumpPart)
+            kind = next(f.kind for f in self.files if f.path == part.path)
+            pieces = _read_range(part.path, kind, part.start)
+            is_last = part.end == part.size
+            cutter = PageCutter(pieces, str(part.path), part.end, self.max_page_bytes, kind == "xml", must_end=is_last)
+            shift = None
+        return ArticleReader(cutter, self.site, source, self.lang, load_table(self.lang, self.templates), shift)
+
+    def _pieces(self, file: DumpFile) -> Iterator[Piece | Loss]:
+        if self.stdin is not None and file.path == STDIN:
+            return itertools.chain(self.stdin.head, self.stdin.rest)
+        return _read_range(file.path, file.kind, 0)
 
 
-def read_site(path: Path) -> Site:
-    """Returns what the export's header says.
+def open_dump(
+    paths: Sequence[Path], lang: str | None, templates: Path | None = None, max_page_bytes: int = 8_000_000
+) -> Dump:
+    """Returns the source that `--dump` names; the first bytes of each file are read.
+
+    Args:
+        paths: files, or `-` for standard input.
+        lang: language of the articles; None is what the export says.
+        templates: YAML file laid over the shipped tables.
+        max_page_bytes: larger `<page>` elements are rejected.
 
     Raises:
-        CorpusError: the file is missing, empty, neither bz2 nor XML, or no MediaWiki export.
+        CorpusError: a file is missing, empty, not readable or no export, two are of different wikis, or the language
+            is neither given nor known.
     """
-    if not path.is_file():
-        raise CorpusError(f"{path} does not exist; give a MediaWiki export (.xml or .xml.bz2) as --dump")
-    if not path.stat().st_size:
-        raise CorpusError(f"{path} is empty; a MediaWiki export is expected; fetch the dump again")
-    header = b""
-    for _, chunk in _chunks(path, 0, path.stat().st_size):
-        header += chunk
-        if b"</siteinfo>" in header or b"<page>" in header or len(header) > HEADER_BYTES:
-            break
-    root = _ROOT.search(header)
-    if not root:
-        raise CorpusError(f"{path} starts with {header[:40]!r}; a MediaWiki export has <mediawiki>; give a page dump")
-    dbname, base = (match[1].decode() if match else "" for match in (_DBNAME.search(header), _BASE.search(header)))
-    return Site(dbname, base.replace("&amp;", "&"), root[0])
-
-
-def split(path: Path, part_bytes: int) -> list[Part]:
-    """Returns the file's parts, each of about `part_bytes` of the file, cut where a page starts.
-
-    The cuts depend on the file and `part_bytes` alone. A bz2 file of one stream, or whose streams
-    do not start at a page (pbzip2), is one part.
-    """
-    size = path.stat().st_size
-    cuts = [0]
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        is_bz2 = data[:3] == b"BZh"
-        while match := (_STREAM if is_bz2 else _PAGE_TAG).search(data, cuts[-1] + part_bytes):
-            start = match.start()
-            while is_bz2 and match and not _starts_at_page(path, match.start(), size):
-                match = _STREAM.search(data, match.end())
-                start = match.start() if match else size
-            if start >= size:
-                break
-            cuts.append(start)
-    return [Part(a, b, b == size) for a, b in zip(cuts, [*cuts[1:], size], strict=True)]
-
-
-def _starts_at_page(path: Path, start: int, end: int) -> bool:
-    head = b""
-    try:
-        for _, chunk in _chunks(path, start, end):
-            head += chunk
-            if len(head) > 100:
-                break
-    except CorpusError:
-        return False  # not a stream, or a corrupt one: whoever reads across it reports it
-    return head.lstrip().startswith(b"<page>")
-
-
-class PageReader:
-    """Iterates over the pages of one part; `position` is the file offset read so far."""
-
-    def __init__(self, path: Path, part: Part, site: Site) -> None:
-        self.path, self.part, self.site = path, part, site
-        self.position = part.start
-
-    def __iter__(self) -> Iterator[Page]:
-        """Yields the pages in file order, with memory for one page at a time.
-
-        Raises:
-            CorpusError: the part is truncated or corrupt (named by its offset) or its XML is broken.
-        """
-        # Entities, DTDs and the network stay out: a dump needs none of them.
-        parser = etree.XMLPullParser(
-            ("end",), tag="{*}page", resolve_entities=False, huge_tree=True, no_network=True, load_dtd=False
-        )
-        title = ""
-        try:
-            for chunk in self._document():
-                parser.feed(chunk)
-                for _, element in parser.read_events():
-                    page = self._page(element)
-                    title = page.title
-                    yield page
-                    element.clear()
-                    while element.getprevious() is not None:
-                        del element.getparent()[0]
-            parser.close()
-        except etree.XMLSyntaxError as error:
-            where = f"after page {title!r}" if title else "before the first page"
+    for path in paths:
+        if list(paths).count(path) > 1:
+            raise CorpusError(f"--dump names {path} twice; each file is read once; name it once")
+    stdin = Stdin(sys.stdin.buffer) if STDIN in paths else None
+    files = [_describe_stdin(stdin) if stdin and path == STDIN else _describe(path) for path in paths]
+    first = files[0]
+    for file in files[1:]:
+        if file.site.dbname != first.site.dbname:
             raise CorpusError(
-                f"{self.path}: broken XML {where}, near byte {self.position}: {error.msg}; "
-                "whole <page> elements are expected; fetch the dump again"
-            ) from None
-
-    def _document(self) -> Iterator[bytes]:
-        if self.part.start:
-            yield self.site.root_tag
-        for position, chunk in _chunks(self.path, self.part.start, self.part.end):
-            self.position = position
-            yield chunk
-        if not self.part.is_last:
-            yield b"</mediawiki>"
-
-    def _page(self, element: etree._Element) -> Page:
-        def text(name: str) -> str:
-            return element.findtext(f"{{*}}{name}") or ""
-
-        body = element.find("{*}revision/{*}text")
-        if body is not None and len(body):
-            raise CorpusError(
-                f"{self.path}: page {text('title')!r} holds an entity or element in its text; "
-                "plain text is expected; fetch the dump from its origin again"
+                f"{file.name} is of the wiki {file.site.dbname!r}, {first.name} of {first.site.dbname!r}; "
+                "one wiki per run is possible; clean them one after the other"
             )
-        wikitext = (body.text if body is not None else "") or ""
-        return Page(
-            id=text("id"),
-            title=text("title"),
-            namespace=text("ns") or "0",
-            revision=text("revision/{*}id"),
-            timestamp=text("revision/{*}timestamp"),
-            model=text("revision/{*}model") or "wikitext",
-            text=wikitext,
-            is_redirect=element.find("{*}redirect") is not None or bool(_REDIRECT.match(wikitext)),
+    if (lang := lang or first.site.lang) is None:
+        raise CorpusError(
+            f"{first.name} names the wiki {first.site.dbname!r} at {first.site.base!r}; kowiki or enwiki is known; "
+            "pass --lang ko or --lang en, whose template table and rules fit best"
         )
+    load_table(lang, templates)  # a broken table fails here, before any work
+    return Dump(files, lang, templates, max_page_bytes, stdin)
 
 
-def _chunks(path: Path, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Yields (file offset, XML bytes) of a byte range of the file."""
-    with path.open("rb") as file:
-        head = file.read(512)
-        if head.startswith(b"BZh"):
-            yield from _decompressed(path, start, end)
-        elif head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-            file.seek(start)
-            while chunk := file.read(min(CHUNK_BYTES, end - file.tell())):
-                yield file.tell(), chunk
-        else:
-            raise CorpusError(f"{path} starts with {head[:8]!r}; bz2 (BZh) or XML (<) is expected; decompress it first")
+def _describe(path: Path) -> DumpFile:
+    if not path.exists():
+        raise CorpusError(f"{path} does not exist; give a MediaWiki export (.xml, .bz2, .gz or .zst) as --dump")
+    if not path.is_file():
+        raise CorpusError(f"{path} is no file; a MediaWiki export is expected; for a pipe give --dump - < {path}")
+    if not (size := path.stat().st_size):
+        raise CorpusError(f"{path} is empty; a MediaWiki export is expected; fetch the dump again")
+    try:
+        with path.open("rb") as file:
+            kind = recognise(file.read(512), str(path))
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror}; permission to read it is needed") from None
+    header = read_header(_read_range(path, kind, 0), str(path))
+    return DumpFile(path, kind, parse_site(header, str(path)), size)
 
 
-def _decompressed(path: Path, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    decoder, stream_start, is_fresh = bz2.BZ2Decompressor(), start, True
+def _describe_stdin(stdin: Stdin) -> DumpFile:
+    if not (head := stdin.read(BLOCK_BYTES)):
+        raise CorpusError(f"{STDIN_NAME} is empty; a MediaWiki export is expected; pipe one into --dump -")
+    kind = recognise(head, STDIN_NAME)
+    stdin.rest = iter(Reader(stdin.read, kind, STDIN_NAME, head=head))
+
+    def seen() -> Iterator[Piece | Loss]:
+        for piece in stdin.rest:
+            stdin.head.append(piece)
+            yield piece
+
+    return DumpFile(STDIN, kind, parse_site(read_header(seen(), STDIN_NAME), STDIN_NAME), None)
+
+
+def _read_range(path: Path, kind: str, start: int) -> Iterator[Piece | Loss]:
     with path.open("rb") as file:
         file.seek(start)
-        while block := file.read(min(CHUNK_BYTES, end - file.tell())):
-            while block:
-                try:
-                    data = decoder.decompress(block)
-                except OSError:
-                    raise CorpusError(
-                        f"{path}: the bz2 stream at byte {stream_start} is corrupt; its data does not match its "
-                        "checksum or form; fetch the dump again"
-                    ) from None
-                is_fresh = False
-                yield file.tell(), data
-                if not decoder.eof:
-                    break
-                block = decoder.unused_data
-                stream_start = file.tell() - len(block)
-                decoder, is_fresh = bz2.BZ2Decompressor(), True
-    if not is_fresh:
-        raise CorpusError(
-            f"{path}: the bz2 stream at byte {stream_start} is truncated, the file ends at byte {end}; "
-            "a whole stream is expected; fetch the dump again"
-        )
+        yield from Reader(file.read, kind, str(path), start, seek=file.seek)
+
+
+def _ranges(file: DumpFile, part_bytes: int) -> list[Part] | None:
+    """Returns the ranges of a file that can be read independently; None if it must be read from its start."""
+    if file.size is None:
+        return None
+    cuts = cut_points(file.path, file.kind, part_bytes, OPEN)
+    largest = max(b - a for a, b in itertools.pairwise(cuts))
+    if file.kind != "xml" and largest > MAX_PART_RATIO * part_bytes:
+        return None
+    return [DumpPart(file.path, a, b, file.size) for a, b in itertools.pairwise(cuts)]
