@@ -8,10 +8,16 @@ from collections.abc import Sequence
 from configs.loader import UserError
 
 COMMANDS = (
+    "data_prep.wiki.download",
     "data_prep.corpus.clean",
-    "data_prep.corpus.dedup",
+    "data_prep.dedup.command",
+    "data_prep.dedup.cluster",
     "data_prep.dialogue.augment",
+    "data_prep.dialogue.commands",
     "data_prep.tokens.encode",
+    "data_prep.tokens.stats",
+    "data_prep.tokens.inspection",
+    "data_prep.tokens.extend_vocab",
     "data_prep.sample.build",
 )
 

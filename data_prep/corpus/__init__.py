@@ -1,1 +1,1 @@
-"""Documents: made from a source, filtered, deduplicated."""
+"""Documents: made from a source, filtered, brought into their final place."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_prep.corpus.source import Loss, Rejection
 from data_prep.document import Document
+from data_prep.source import Loss, Rejection
 from data_prep.wiki import brackets, wikitext
 from data_prep.wiki.pages import BrokenPageError, Fragment, Page, PageCutter, parse_page
 from data_prep.wiki.siteinfo import Site

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_prep.corpus.run_folder import locked
 from data_prep.disk import disk_full
 from data_prep.document import CorpusError
+from data_prep.run_folder import locked
 from data_prep.wiki.fetch import FetchError, Patience, fetch, read_page
 
 # Source: https://dumps.wikimedia.org/mirrors.html; the others have the files of the first some hours later.

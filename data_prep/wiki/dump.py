@@ -9,21 +9,23 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
-from data_prep.corpus.source import Loss, Part
 from data_prep.document import CorpusError
 from data_prep.lineage import sha256_file
+from data_prep.source import Loss, Part
+from data_prep.streams import BLOCK_BYTES, Piece, Reader, cut_points, recognise
 from data_prep.wiki.articles import ArticleReader
 from data_prep.wiki.pages import OPEN, PageCutter
 from data_prep.wiki.siteinfo import Site, parse_site, read_header
 from data_prep.wiki.spool import Known, Spool, SpooledPart
-from data_prep.wiki.streams import BLOCK_BYTES, Piece, Reader, cut_points, recognise
 from data_prep.wiki.templates import load_table
 
 STDIN = Path("-")
 STDIN_NAME = "standard input"
+HEAD_BYTES = 512  # by which a file's form is recognised
 MAX_PART_RATIO = 4  # a multistream file has streams of under a megabyte; a larger range than so many parts has not
 
 
@@ -56,14 +58,14 @@ class DumpFile:
 class Stdin:
     """Standard input, as far as it was read to see what it is; its hash is known when all is read."""
 
-    file: BinaryIO
+    file: BufferedReader
     digest: Any = field(default_factory=hashlib.sha256)
     head: list[Piece | Loss] = field(default_factory=list)
     rest: Iterator[Piece | Loss] = field(default_factory=lambda: iter(()))
 
     def read(self, size: int) -> bytes:
-        """Reads up to `size` bytes."""
-        data = self.file.read(size)
+        """Reads up to `size` bytes, as soon as some are there: what feeds the pipe may be slow."""
+        data = self.file.read1(size)
         self.digest.update(data)
         return data
 
@@ -180,7 +182,7 @@ def open_dump(
     for path in paths:
         if list(paths).count(path) > 1:
             raise CorpusError(f"--dump names {path} twice; each file is read once; name it once")
-    stdin = Stdin(sys.stdin.buffer) if STDIN in paths else None
+    stdin = Stdin(cast(BufferedReader, sys.stdin.buffer)) if STDIN in paths else None
     files = [_describe_stdin(stdin) if stdin and path == STDIN else _describe(path) for path in paths]
     first = files[0]
     for file in files[1:]:
@@ -207,7 +209,7 @@ def _describe(path: Path) -> DumpFile:
         raise CorpusError(f"{path} is empty; a MediaWiki export is expected; fetch the dump again")
     try:
         with path.open("rb") as file:
-            kind = recognise(file.read(512), str(path))
+            kind = recognise(file.read(HEAD_BYTES), str(path))
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror}; permission to read it is needed") from None
     header = read_header(_read_range(path, kind, 0), str(path))
@@ -215,7 +217,10 @@ def _describe(path: Path) -> DumpFile:
 
 
 def _describe_stdin(stdin: Stdin) -> DumpFile:
-    if not (head := stdin.read(BLOCK_BYTES)):
+    head = b""
+    while len(head) < HEAD_BYTES and (more := stdin.read(HEAD_BYTES)):
+        head += more
+    if not head:
         raise CorpusError(f"{STDIN_NAME} is empty; a MediaWiki export is expected; pipe one into --dump -")
     kind = recognise(head, STDIN_NAME)
     stdin.rest = iter(Reader(stdin.read, kind, STDIN_NAME, head=head))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from lxml import etree
 
-from data_prep.corpus.source import Loss
-from data_prep.wiki.streams import Piece
+from data_prep.source import Loss
+from data_prep.streams import Piece
 
 OPEN, CLOSE, ROOT_END = b"<page>", b"</page>", b"</mediawiki>"  # in text they would be escaped
 HEAD_BYTES = 4096  # of a page, in which its title and id are looked for if it cannot be parsed

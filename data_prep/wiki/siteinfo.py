@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from lxml import etree
 
-from data_prep.corpus.source import Loss
 from data_prep.document import CorpusError
-from data_prep.wiki.streams import Piece
+from data_prep.source import Loss
+from data_prep.streams import Piece
 
 HEADER_BYTES = 4 * 1024 * 1024  # siteinfo is a few kilobytes; more than this is no export
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from data_prep.corpus.source import Loss, Part
 from data_prep.disk import disk_full
 from data_prep.document import CorpusError
+from data_prep.source import Loss, Part
+from data_prep.streams import Piece
 from data_prep.wiki.pages import OPEN, ROOT_END
-from data_prep.wiki.streams import Piece
 
 _END_BYTES = 1024  # in which </mediawiki> is looked for
 

@@ -22,11 +22,14 @@ def page_xml(number: int, title: str, text: str, namespace: int = 0, redirect: b
     )
 
 
+def word(number: int) -> str:
+    """A word of its own for each number; digits would make all articles one stub family."""
+    return "낱말" + chr(0xAC00 + number % 11172)
+
+
 def article(number: int) -> str:
-    sentences = " ".join(
-        f"{number}번 문서의 {i}번째 문장은 [[낱말{number * 7 + i}|낱말{number * 7 + i}]]에 관한 것이다."
-        for i in range(30)
-    )
+    words = [word(number * 7 + i) for i in range(30)]
+    sentences = " ".join(f"{number}번 문서의 {i}번째 문장은 [[{w}|{w}]]에 관한 것이다." for i, w in enumerate(words))
     return f"'''글 {number}'''은 시험 문서이다.{{{{없는 틀|{number}}}}} {sentences}\n\n== 각주 ==\n{{{{각주}}}}"
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.corpus.run_folder import locked
 from data_prep.document import CorpusError
+from data_prep.run_folder import locked
 from data_prep.wiki import download
 from data_prep.wiki.fetch import _seconds
 from tests.unit.data_prep.dump_files import pages, write_multistream

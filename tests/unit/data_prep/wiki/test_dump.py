@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from data_prep.corpus.source import Loss, Rejection
 from data_prep.document import CorpusError, Document
+from data_prep.source import Loss, Rejection
 from data_prep.wiki.dump import Dump, open_dump
 from data_prep.wiki.pages import Page, parse_page
 from tests.unit.data_prep.dump_files import FOOTER, HEADER, article, page_xml, pages, write_multistream

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import zstandard
 
-from data_prep.corpus.source import Loss
 from data_prep.document import CorpusError
+from data_prep.source import Loss
 
 BLOCK_BYTES = 256 * 1024  # read at once
 MAX_OUT_BYTES = 8 * 1024 * 1024  # decompressed at once; a bz2 block below it is checked before it is yielded

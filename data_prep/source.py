@@ -52,8 +52,10 @@ class Source(Protocol):
 class PartReader(Protocol):
     """The records of one part, in order."""
 
-    position: int
-    """File offset read so far, for the progress bar."""
+    @property
+    def position(self) -> int:
+        """File offset read so far, for the progress bar."""
+        ...
 
     def __iter__(self) -> Iterator[Document | Rejection]:
         """Yields one item per record, with memory for one at a time.
@@ -64,5 +66,23 @@ class PartReader(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Returns what else the part's summary should hold, such as counts of unknown templates."""
+        """Returns what else the part's summary should hold; `losses` and `unknown` are understood by `clean`.
+
+        A reader that can go on behind damage lists it under `losses`, as JSON objects of `Loss`, and yields the rest.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A range that could not be read; offsets count bytes of the file, or of its decompressed content."""
+
+    file: str
+    start: int
+    end: int
+    cause: str
+    decompressed: bool = False
+
+    def __str__(self) -> str:
+        of = "its decompressed content" if self.decompressed else "the file"
+        return f"{self.file}: bytes {self.start} to {self.end} of {of}: {self.cause}"

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from data_prep.corpus.pii import replace_pii
+from data_prep.filters.pii import replace_pii
 from tests.support import SHARED_DATA
 
 

@@ -1,0 +1,1 @@
+"""Documents that occur more than once: on one machine, or on a cluster."""

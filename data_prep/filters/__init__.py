@@ -1,0 +1,1 @@
+"""What stays of a document, and which documents stay."""

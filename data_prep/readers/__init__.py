@@ -1,0 +1,1 @@
+"""Documents out of any corpus: JSONL, Parquet, tables, text files, saved datasets, the Hub."""

@@ -1,0 +1,56 @@
+"""What every stage that works file by file needs: files that appear whole, and a ledger that adds up."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from data_prep.document import CorpusError
+
+Write = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def jsonl_writer(path: Path) -> Iterator[Write]:
+    """Yields a function that appends one JSON object; the final name appears after the last one.
+
+    The unfinished file bears the process's number: a killed run's last worker may live a moment longer.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with partial.open("wb") as raw, zstandard.ZstdCompressor(level=6).stream_writer(raw, closefd=False) as stream:
+
+        def write(row: dict[str, Any]) -> None:
+            stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+        yield write
+    partial.replace(path)
+
+
+def check_ledger(place: Path, ledger: dict[str, Any]) -> None:
+    """Compares what came in with what went out and what was dropped.
+
+    Raises:
+        CorpusError: they differ, so a document was lost or counted twice.
+    """
+    accounted = ledger["out"] + sum(ledger["dropped"].values())
+    if ledger["in"] != accounted:
+        raise CorpusError(
+            f"{place}: the ledger accounts for {accounted} of {ledger['in']} inputs ({ledger}); "
+            "in = out + dropped is expected; remove the output folder and run again"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object of a JSON file that an earlier attempt of the run wrote.
+
+    Raises:
+        CorpusError: the file is damaged; it is only ever renamed into place whole.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{path} cannot be read: {error}; it was whole once; remove the output folder") from None
