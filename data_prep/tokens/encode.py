@@ -1,37 +1,74 @@
 """The commands `tokens` (documents to token shards) and `train-tokenizer`."""
 
 import argparse
-import collections
-import concurrent.futures
-import functools
 import itertools
 import json
-import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from data_prep import lineage
-from data_prep.document import CorpusError, Document, read_documents
+from data_prep.document import CorpusError, read_documents
+from data_prep.tokens.batches import EncodedBatch, Policy, document_text, encode_batches, read_batches
 from data_prep.tokens.shards import ShardWriter
 from data_prep.tokens.tokenizer import load_tokenizer, train_tokenizer
+from data_prep.tokens.tokenizer_formats import Tokenizer
 
-BATCH_CHARS = 2_000_000
-COUNTS = ("documents", "tokens", "utf8_bytes")
-Ids = npt.NDArray[np.uint32]
+COUNTS = ("tokens", "utf8_bytes", "characters", "hangul_syllables")
+TOKENS_PER_SHARD = 2**26  # 256 MiB; a killed run loses at most so much
+
+
+class Counts:
+    """The ledger and the counts for each source and language, which are the resumable state of a run."""
+
+    def __init__(self) -> None:
+        self.ledger: dict[str, Any] = {"documents_in": 0, "documents_out": 0, "dropped": {"empty": 0}}
+        self.sources: dict[tuple[str, str], dict[str, int]] = {}
+
+    def resume(self, state: dict[str, Any] | None) -> None:
+        """Goes on where `as_json` was."""
+        if state is not None:
+            self.ledger = state["ledger"]
+            for row in state["sources"]:
+                self.sources[row.pop("source"), row.pop("lang")] = row
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns `{"ledger", "sources"}` as the manifest has them."""
+        sources = [{"source": key[0], "lang": key[1], **row} for key, row in sorted(self.sources.items())]
+        return {"ledger": self.ledger, "sources": sources}
+
+    def add(self, origin: tuple[str, str], values: Sequence[int]) -> None:
+        """Counts one document that was written; `values` in the order of `COUNTS`."""
+        self.ledger["documents_in"] += 1
+        self.ledger["documents_out"] += 1
+        row = self.sources.setdefault(origin, dict.fromkeys(("documents", *COUNTS), 0))
+        row["documents"] += 1
+        for name, value in zip(COUNTS, values, strict=True):
+            row[name] += value
+
+    def drop(self) -> None:
+        """Counts one document without text."""
+        self.ledger["documents_in"] += 1
+        self.ledger["dropped"]["empty"] += 1
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the commands `tokens` and `train-tokenizer`."""
     parser = subparsers.add_parser("tokens", help="encode documents into token shards")
-    parser.add_argument("--documents", type=Path, required=True, metavar="DIR", help="has documents-*.jsonl.zst")
+    help_ = "folders with documents-*.jsonl.zst, in this order"
+    parser.add_argument("--documents", type=Path, nargs="+", required=True, metavar="DIR", help=help_)
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="FILE", help="or a model directory")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
+    yes_no = argparse.BooleanOptionalAction
+    parser.add_argument("--bos", action=yes_no, default=True, help="begin each document with BOS (default: yes)")
+    parser.add_argument("--eos", action=yes_no, default=True, help="end each document with EOS (default: yes)")
+    help_ = f"upper limit of a shard (default: {TOKENS_PER_SHARD})"
+    parser.add_argument("--tokens-per-shard", type=int, default=TOKENS_PER_SHARD, metavar="N", help=help_)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.set_defaults(run=run)
     parser = subparsers.add_parser("train-tokenizer", help="learn a byte-level BPE of Llama-3's kind")
@@ -42,65 +79,119 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Encodes every document as BOS + ids + EOS, nothing truncated, and writes the shards."""
-    if args.workers < 1:
-        raise CorpusError(f"--workers {args.workers}; at least 1 is needed; give --workers 1 or more")
+    """Encodes every document, nothing truncated, and writes the shards; a killed run goes on at its last shard.
+
+    Raises:
+        CorpusError: an option, a document or the tokenizer cannot be used, or the disk is full.
+    """
+    for option, value in (("--workers", args.workers), ("--tokens-per-shard", args.tokens_per_shard)):
+        if value < 1:
+            raise CorpusError(f"{option} {value}; at least 1 is needed; give {option} 1 or more")
     tokenizer = load_tokenizer(args.tokenizer)
-    inputs = {"documents": args.documents, "tokenizer": tokenizer.path}
-    if is_made(args.out, inputs, {}):
+    paths = document_files(args.documents)
+    inputs = {**folder_inputs(args.documents), "tokenizer": tokenizer.path}
+    settings = {"bos": args.bos, "eos": args.eos, "tokens_per_shard": args.tokens_per_shard}
+    if is_made(args.out, inputs, {"settings": settings}):
         return 0
-    ledger: dict[str, Any] = {"documents_in": 0, "documents_out": 0, "dropped": {"empty": 0}}
-    documents = _drop_empty(read_documents(args.documents), ledger)
-    sources: dict[tuple[str, str], dict[str, int]] = {}
-    with ShardWriter(args.out) as writer:
-        encoded = _encode(documents, tokenizer.path, args.workers)
-        for document, ids, utf8_bytes in tqdm(encoded, unit=" documents", disable=None):
-            ids = np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]]).astype(np.uint32)
-            writer.add(ids)
-            ledger["documents_out"] += 1
-            counts = sources.setdefault((document.source, document.lang), dict.fromkeys(COUNTS, 0))
-            for name, value in zip(COUNTS, (1, len(ids), utf8_bytes), strict=True):
-                counts[name] += value
-        _check_ledger(args.out, ledger)
-        manifest = writer.finish(
-            inputs,
-            tokenizer={
-                "file": tokenizer.path.name,
-                "sha256": tokenizer.sha256,
-                "vocab_size": tokenizer.vocab_size,
-                "bos_id": tokenizer.bos_id,
-                "eos_id": tokenizer.eos_id,
-                "policy": "every document is BOS, its ids, EOS",
-            },
-            sources=[{"source": key[0], "lang": key[1], **counts} for key, counts in sorted(sources.items())],
-            ledger=ledger,
-        )
-    print(f"{args.out}: {manifest['num_documents']} documents, {manifest['num_tokens']} tokens; ledger {ledger}")
+    made_of = lineage.sha256_json([settings, {name: lineage.sha256_path(path) for name, path in inputs.items()}])
+    counts = Counts()
+    try:
+        with ShardWriter(args.out, args.tokens_per_shard, (made_of, counts.as_json)) as writer:
+            counts.resume(writer.resumed)
+            seconds = _write(writer, counts, tokenizer, paths, args)
+            _check_ledger(args.out, counts.ledger)
+            facts = {"settings": settings, "tokenizer": _describe(tokenizer, args), **counts.as_json()}
+            manifest = writer.finish(inputs, **facts)
+    except OSError as error:
+        raise CorpusError(
+            f"{args.out}: {error}; the shards could not be written or read whole; "
+            "make room or mend the path, and run again: finished shards are kept"
+        ) from None
+    rates = ", ".join(f"{name} {rate}" for name, rate in seconds.items())
+    told = f"{manifest['num_documents']} documents, {manifest['num_tokens']} tokens"
+    print(f"{args.out}: {told}; {rates}; ledger {counts.ledger}")
     return 0
+
+
+def _write(
+    writer: ShardWriter, counts: Counts, tokenizer: Tokenizer, paths: Sequence[Path], args: argparse.Namespace
+) -> dict[str, str]:
+    """Encodes what is left of the documents and returns the rates in words."""
+    if done := counts.ledger["documents_in"]:
+        print(f"{args.out}: going on behind {done} documents that an earlier run has written", file=sys.stderr)
+    batches = read_batches(paths, done)
+    begin, num_bytes, num_tokens = time.monotonic(), 0, 0
+    rates: dict[str, str] = {}
+    layout = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+    with tqdm(total=sum(path.stat().st_size for path in paths), bar_format=layout, disable=None) as bar:
+        for encoded in encode_batches(batches, tokenizer.path, Policy(args.bos, args.eos), args.workers):
+            _add(writer, counts, encoded)
+            num_tokens += encoded.ids.size
+            num_bytes += int(encoded.counts[:, 1].sum())
+            seconds = max(time.monotonic() - begin, 1e-9)
+            rates = {"MB/s": f"{num_bytes / 1e6 / seconds:.1f}", "tokens/s": f"{num_tokens / seconds:,.0f}"}
+            bar.set_postfix(rates, refresh=False)
+            bar.update(encoded.num_read - bar.n)
+    return rates
+
+
+def _add(writer: ShardWriter, counts: Counts, encoded: EncodedBatch) -> None:
+    start = 0
+    for origin, values in zip(encoded.origins, encoded.counts.tolist(), strict=True):
+        if values[0] == 0:
+            counts.drop()
+            continue
+        # The writer asks for the counts when it ends a shard, which is before this document is counted.
+        writer.add(encoded.ids[start : start + values[0]])
+        counts.add(origin, values)
+        start += values[0]
+
+
+def _describe(tokenizer: Tokenizer, args: argparse.Namespace) -> dict[str, Any]:
+    words = ["BOS"] * args.bos + ["its ids"] + ["EOS"] * args.eos
+    return {
+        "file": tokenizer.path.name,
+        "sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "policy": f"every document is {', '.join(words)}",
+    }
 
 
 def run_train_tokenizer(args: argparse.Namespace) -> int:
     """Learns a tokenizer from documents and writes its files with a manifest."""
-    inputs = {f"documents {number}": folder for number, folder in enumerate(args.documents)}
+    inputs = folder_inputs(args.documents)
     facts = {"vocab_size": args.vocab_size}
     if is_made(args.out, inputs, facts):
         return 0
     documents = itertools.chain.from_iterable(map(read_documents, args.documents))
-    texts = (document_text(document) for document in tqdm(documents, unit=" documents", disable=None))
+    texts = (
+        document_text(document.title, document.text) for document in tqdm(documents, unit=" documents", disable=None)
+    )
     train_tokenizer(texts, args.vocab_size, args.out)
     lineage.write_manifest(args.out, inputs, **facts)
     print(f"{args.out}: a tokenizer of {args.vocab_size} tokens, 256 of them special")
     return 0
 
 
-def document_text(document: Document) -> str:
-    """Returns what is encoded of a document: its title, a blank line, its text.
+def document_files(folders: Sequence[Path]) -> list[Path]:
+    """Returns the documents files of all folders in order.
 
-    The title is left out when it is empty or the text starts with it already, as the text of a web page often does.
+    Raises:
+        CorpusError: a folder holds none.
     """
-    if not document.title or document.text.startswith(document.title):
-        return document.text
-    return f"{document.title}\n\n{document.text}"
+    found = {folder: sorted(folder.glob("documents-*.jsonl.zst")) for folder in folders}
+    if empty := [folder for folder, paths in found.items() if not paths]:
+        raise CorpusError(f"{empty[0]} holds no documents-*.jsonl.zst; give the output folder of `data_prep clean`")
+    return [path for folder in folders for path in found[folder]]
+
+
+def folder_inputs(folders: Sequence[Path]) -> dict[str, Path]:
+    """Returns the folders under the names a manifest gives them: `documents`, or `documents 0`, `documents 1`, ..."""
+    if len(folders) == 1:
+        return {"documents": folders[0]}
+    return {f"documents {number}": folder for number, folder in enumerate(folders)}
 
 
 def is_made(out: Path, inputs: dict[str, Path], facts: dict[str, Any]) -> bool:
@@ -124,74 +215,7 @@ def is_made(out: Path, inputs: dict[str, Path], facts: dict[str, Any]) -> bool:
     return True
 
 
-def _drop_empty(documents: Iterable[Document], ledger: dict[str, Any]) -> Iterator[Document]:
-    for document in documents:
-        ledger["documents_in"] += 1
-        if document.text.strip():
-            yield document
-        else:
-            ledger["dropped"]["empty"] += 1
-
-
 def _check_ledger(out: Path, ledger: dict[str, Any]) -> None:
     accounted = ledger["documents_out"] + sum(ledger["dropped"].values())
     if ledger["documents_in"] != accounted:
         raise CorpusError(f"{out}: {ledger['documents_in']} documents read; {accounted} accounted for; report this")
-
-
-def _encode(documents: Iterable[Document], tokenizer: Path, workers: int) -> Iterator[tuple[Document, Ids, int]]:
-    """Yields each document with its ids and UTF-8 bytes, in order.
-
-    At most four batches per worker wait at a time: `Pool.imap` would read the whole corpus ahead.
-    """
-    batches = _batches(documents)
-    if workers == 1:
-        for batch in batches:
-            yield from _join(batch, _encode_batch(tokenizer, [document_text(document) for document in batch]))
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of the tokenizers' threads
-    waiting: collections.deque[tuple[list[Document], concurrent.futures.Future[list[tuple[Ids, int]]]]]
-    waiting = collections.deque()
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-        for batch in batches:
-            texts = [document_text(document) for document in batch]
-            waiting.append((batch, pool.submit(_encode_batch, tokenizer, texts)))
-            if len(waiting) >= 4 * workers:
-                done, future = waiting.popleft()
-                yield from _join(done, future.result())
-        for done, future in waiting:
-            yield from _join(done, future.result())
-
-
-def _join(batch: list[Document], encoded: list[tuple[Ids, int]]) -> Iterator[tuple[Document, Ids, int]]:
-    return ((document, ids, utf8_bytes) for document, (ids, utf8_bytes) in zip(batch, encoded, strict=True))
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    chars = 0
-    for document in documents:
-        try:
-            document.text.encode()
-            document.title.encode()
-        except UnicodeEncodeError as error:
-            raise CorpusError(
-                f"document {document.id!r} holds a lone surrogate at character {error.start}; "
-                "text must be valid Unicode; clean the documents again"
-            ) from None
-        batch.append(document)
-        chars += len(document.text)
-        if chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
-def _encode_batch(tokenizer: Path, texts: list[str]) -> list[tuple[Ids, int]]:
-    loaded = _load_once(tokenizer)
-    # One text at a time keeps a worker on one core; the workers are the parallelism.
-    return [(np.array(loaded.encode(text), dtype=np.uint32), len(text.encode())) for text in texts]
-
-
-_load_once = functools.cache(load_tokenizer)

@@ -5,6 +5,7 @@ The layout is specified in `data_prep/tokens/SHARDS.md`.
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.document import CorpusError
-from data_prep.lineage import MANIFEST, sha256_file, write_manifest
-
-FORMAT = "kotune-token-shards"
-VERSION = 1
-TOKEN = np.dtype("<u4")
-END = np.dtype("<u8")
+from data_prep.lineage import MANIFEST, sha256_file, write_json, write_manifest
+from data_prep.tokens.shard_format import (
+    END,
+    FORMAT,
+    TOKEN,
+    VERSION,
+    check_ends,
+    check_file,
+    check_ids,
+    is_whole,
+    read_manifest,
+)
 
 
 class ShardWriter:
@@ -31,19 +38,30 @@ class ShardWriter:
     Args:
         folder: created when missing. Remains of an unfinished earlier run in it are removed.
         tokens_per_shard: upper limit of a shard; 2**27 tokens are 512 MiB.
+        resumable: hash of all that the shards are made of, and a function that returns what the caller
+            has counted so far (JSON). With it, finished shards outlive a killed run: `FOLDER.progress.json` beside
+            the folder names them, and `resumed` is what the function returned when the last of them ended.
     """
 
-    def __init__(self, folder: Path, tokens_per_shard: int = 2**27) -> None:
+    def __init__(
+        self, folder: Path, tokens_per_shard: int = 2**27, resumable: tuple[str, Callable[[], Any]] | None = None
+    ) -> None:
         self.folder = Path(folder)
+        self.resumed: Any = None
         self._tokens_per_shard = tokens_per_shard
+        self._resumable = resumable
+        self._progress = self.folder.with_name(f"{self.folder.name}.progress.json")
         self._shards: list[dict[str, Any]] = []
         self._tokens: BinaryIO | None = None
         self._ends: BinaryIO | None = None
         self._max_id = -1
         self.folder.mkdir(parents=True, exist_ok=True)
         is_complete = (self.folder / MANIFEST).is_file()
+        if not is_complete and resumable:
+            self._resume(resumable[0])
+        kept = {f"{shard['name']}{suffix}" for shard in self._shards for suffix in (".bin", ".idx")}
         for path in self.folder.glob("shard-*"):
-            if path.suffix == ".tmp" or not is_complete:
+            if path.suffix == ".tmp" or not (is_complete or path.name in kept):
                 path.unlink()
 
     def __enter__(self) -> Self:
@@ -70,7 +88,7 @@ class ShardWriter:
                 f"document of dtype {token_ids.dtype} and shape {token_ids.shape}; "
                 "a non-empty vector of uint32 is expected; drop empty documents before the writer"
             )
-        if not self._shards or self._shards[-1]["tokens"] + token_ids.size > self._tokens_per_shard:
+        if self._tokens is None or self._shards[-1]["tokens"] + token_ids.size > self._tokens_per_shard:
             self._open_next()
         assert self._tokens is not None
         assert self._ends is not None
@@ -95,12 +113,12 @@ class ShardWriter:
         self._close()
         if not self._shards:
             raise CorpusError(f"{self.folder}: 0 documents were written; at least one is expected; check the input")
-        _check_ids(self.folder, self._max_id, facts)
+        check_ids(self.folder, self._max_id, facts)
         if (self.folder / MANIFEST).is_file():
             return self._agree_with_existing()
         for path in self.folder.glob("shard-*.tmp"):
             path.replace(path.with_suffix(""))
-        return write_manifest(
+        manifest = write_manifest(
             self.folder,
             inputs,
             format=FORMAT,
@@ -111,9 +129,11 @@ class ShardWriter:
             shards=self._shards,
             **facts,
         )
+        self._progress.unlink(missing_ok=True)
+        return manifest
 
     def _agree_with_existing(self) -> dict[str, Any]:
-        manifest = _read_manifest(self.folder)
+        manifest = read_manifest(self.folder)
         old = {name: file["sha256"] for name, file in manifest["files"].items()}
         new = {path.stem: sha256_file(path) for path in self.folder.glob("shard-*.tmp")}
         if old != new:
@@ -124,8 +144,29 @@ class ShardWriter:
             )
         return manifest
 
+    def _resume(self, made_of: str) -> None:
+        """Takes over the shards that an earlier run of the same inputs has finished."""
+        try:
+            progress = json.loads(self._progress.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if progress["made_of"] != made_of or not all(is_whole(self.folder, shard) for shard in progress["shards"]):
+            return
+        self._shards, self._max_id, self.resumed = progress["shards"], progress["max_id"], progress["state"]
+
+    def _keep_finished(self) -> None:
+        """Gives the shard just closed its final name, and records it with the caller's counts."""
+        if self._resumable is None or self._tokens is None:
+            return
+        for path in self.folder.glob("shard-*.tmp"):
+            path.replace(path.with_suffix(""))
+        made_of, state = self._resumable
+        progress = {"made_of": made_of, "max_id": self._max_id, "shards": self._shards, "state": state()}
+        write_json(self._progress, progress)
+
     def _open_next(self) -> None:
         self._close()
+        self._keep_finished()
         name = f"shard-{len(self._shards):05d}"
         self._tokens = (self.folder / f"{name}.bin.tmp").open("wb")
         self._ends = (self.folder / f"{name}.idx.tmp").open("wb")
@@ -174,8 +215,8 @@ class Shards:
             CorpusError: no or another manifest; a missing, cut or changed file; ids outside the vocabulary.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
-        _check_ids(folder / MANIFEST, manifest["max_token_id"], manifest)
+        manifest = read_manifest(folder)
+        check_ids(folder / MANIFEST, manifest["max_token_id"], manifest)
         tokens: list[npt.NDArray[np.uint32]] = []
         ends: list[npt.NDArray[np.uint64]] = []
         for shard in manifest["shards"]:
@@ -183,12 +224,12 @@ class Shards:
                 (".bin", TOKEN.itemsize * shard["tokens"]),
                 (".idx", END.itemsize * shard["documents"]),
             ):
-                _check_file(folder, shard["name"] + suffix, size, manifest["files"], verify)
+                check_file(folder, shard["name"] + suffix, size, manifest["files"], verify)
             tokens.append(np.memmap(folder / f"{shard['name']}.bin", dtype=TOKEN, mode="r"))
             ends.append(np.fromfile(folder / f"{shard['name']}.idx", dtype=END))
-            _check_ends(folder / f"{shard['name']}.idx", ends[-1], shard["tokens"])
+            check_ends(folder / f"{shard['name']}.idx", ends[-1], shard["tokens"])
             if verify:
-                _check_ids(folder / f"{shard['name']}.bin", int(tokens[-1].max()), manifest)
+                check_ids(folder / f"{shard['name']}.bin", int(tokens[-1].max()), manifest)
         lengths = [np.diff(shard_ends.astype(np.int64), prepend=0) for shard_ends in ends]
         return cls(
             folder=folder,
@@ -218,54 +259,9 @@ class Shards:
         end = int(self._ends[shard][document - self._first_documents[shard]])
         ids = np.array(self._tokens[shard][end - length + start : end - length + stop])
         if ids.size:
-            _check_ids(self.folder, int(ids.max()), self.manifest)
+            check_ids(self.folder, int(ids.max()), self.manifest)
         return ids
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A memmap pickles as the whole array; a loader's worker process opens the files itself instead.
         return type(self).open, (self.folder,)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise CorpusError(
-            f"{folder} has no {MANIFEST}; token shards are complete only with one; run `python -m data_prep tokens`"
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorpusError(
-            f"{path} is no JSON ({error}); it is written whole or not at all; make the folder again"
-        ) from None
-    kind = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else None
-    if kind != (FORMAT, VERSION):
-        raise CorpusError(f"{path} has format and version {kind}; {(FORMAT, VERSION)} is expected; give a shard folder")
-    return manifest
-
-
-def _check_file(folder: Path, name: str, size: int, files: dict[str, Any], verify: bool) -> None:
-    path = folder / name
-    if name not in files or not path.is_file():
-        raise CorpusError(f"{path} is missing; {MANIFEST} names it; copy the folder again")
-    if not path.stat().st_size == files[name]["bytes"] == size:
-        raise CorpusError(
-            f"{path} has {path.stat().st_size} bytes; {size} follow from {MANIFEST}; copy the folder again"
-        )
-    if verify and (digest := sha256_file(path)) != files[name]["sha256"]:
-        raise CorpusError(f"{path} has SHA-256 {digest}; {files[name]['sha256']} is expected; copy the folder again")
-
-
-def _check_ends(path: Path, ends: npt.NDArray[np.uint64], num_tokens: int) -> None:
-    if ends[0] == 0 or np.any(ends[1:] <= ends[:-1]) or ends[-1] != num_tokens:
-        raise CorpusError(
-            f"{path}: the document ends do not rise to {num_tokens} (last is {ends[-1]}); copy the folder again"
-        )
-
-
-def _check_ids(path: Path, max_id: int, facts: dict[str, Any]) -> None:
-    vocab_size = facts.get("tokenizer", {}).get("vocab_size")
-    if vocab_size is not None and max_id >= vocab_size:
-        raise CorpusError(
-            f"{path}: token id {max_id}; vocab_size is {vocab_size}; make the shards with the tokenizer they name"
-        )

@@ -1,7 +1,6 @@
 """Loading a tokenizer, and learning one of Llama-3's kind."""
 
 import base64
-import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,13 +16,13 @@ from data_prep.tokens.tokenizer_formats import (
     END,
     LLAMA3_SPLIT,
     NUM_SPECIAL,
-    HuggingFaceTokenizer,
-    SentencePieceTokenizer,
     TiktokenTokenizer,
     Tokenizer,
     llama3_special_tokens,
     no_tokenizer,
 )
+from data_prep.tokens.tokenizer_json import HuggingFaceTokenizer, token_bytes
+from data_prep.tokens.tokenizer_sentencepiece import SentencePieceTokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -108,20 +107,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
 
 
 def _ranks_of(tokenizer: tokenizers.Tokenizer) -> list[tuple[bytes, int]]:
-    byte_of = _bytes_of_characters()
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return [(bytes(byte_of[character] for character in token), rank) for token, rank in vocabulary]
-
-
-@functools.cache
-def _bytes_of_characters() -> dict[str, int]:
-    """Returns the byte each character of a byte-level vocabulary stands for.
-
-    Source: GPT-2 `bytes_to_unicode`: printable Latin-1 stands for itself, the others follow from U+0100.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    return [(token_bytes(token), rank) for token, rank in vocabulary]
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

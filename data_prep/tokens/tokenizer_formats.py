@@ -1,17 +1,16 @@
-"""The three tokenizer formats behind one interface: tiktoken ranks, sentencepiece and tokenizer.json."""
+"""The interface of the three tokenizer formats, what they share, and the first of them: tiktoken ranks."""
 
 import base64
 import binascii
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import sentencepiece
+import numpy as np
+import numpy.typing as npt
 import tiktoken
-import tokenizers
 
 from data_prep.document import CorpusError
 
@@ -28,6 +27,8 @@ LONG_RUN = re.compile(r"\s{64,}|\S{64,}")
 # Looked for before tokenizer_config.json is asked: an instruct model's config names the end of a turn instead.
 DOCUMENT_BEGINS = (BEGIN, "<s>")
 DOCUMENT_ENDS = (END, "</s>", "<|endoftext|>")
+
+Ids = npt.NDArray[np.uint32]
 
 
 class Tokenizer(Protocol):
@@ -52,14 +53,17 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Returns ids of plain text: no BOS or EOS, and special strings in it stay ordinary text."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns `encode` of each text, computed on all cores."""
+    def encode_array(self, text: str) -> Ids:
+        """Returns `encode` as an array, (tokens,), in time and memory linear in the text; on one core."""
 
     def encode_with_special(self, text: str) -> list[int]:
         """Returns ids of text whose special strings become their ids, as a chat template writes them."""
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Returns the text of ids; bytes that are no UTF-8 become U+FFFD."""
+
+    def piece(self, id_: int) -> str:
+        """Returns what one id stands for: its text, `<0xEB>` for a byte of a cut character, a special's name."""
 
 
 def llama3_special_tokens() -> list[str]:
@@ -70,119 +74,60 @@ def llama3_special_tokens() -> list[str]:
 
 
 class TiktokenTokenizer:
-    """Meta's `tokenizer.model` with ranks; see `Tokenizer`."""
+    """Meta's `tokenizer.model` with ranks; see `Tokenizer`.
+
+    The special tokens stand behind the ranks. An extended vocabulary (`extend-vocab`) leaves their place free and
+    goes on behind them, so that no id of the old one changes its meaning.
+    """
 
     def __init__(self, path: Path, data: bytes) -> None:
         ranks = _read_ranks(path, data)
         self.path = path
         self.sha256 = hashlib.sha256(data).hexdigest()
-        self.special_tokens = {text: len(ranks) + number for number, text in enumerate(llama3_special_tokens())}
+        taken = set(ranks.values())
+        self._first_special = next(rank for rank in range(len(ranks) + 1) if rank not in taken)
+        names = llama3_special_tokens()
+        self.special_tokens = {text: self._first_special + number for number, text in enumerate(names)}
         self.vocab_size = len(ranks) + NUM_SPECIAL
         self.bos_id, self.eos_id = self.special_tokens[BEGIN], self.special_tokens[END]
         self._special_pattern = special_pattern(self.special_tokens)
-        self._first_special = len(ranks)
         self._encoding = tiktoken.Encoding(
             path.name, pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        return [id_ for piece in split_long(text) for id_ in self._encoding.encode_ordinary(piece)]
+        return self.encode_array(text).tolist()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_array(self, text: str) -> Ids:
         """See `Tokenizer`."""
-        pieces = [list(split_long(text)) for text in texts]
-        encoded = iter(self._encoding.encode_ordinary_batch([piece for group in pieces for piece in group]))
-        return [[id_ for _ in group for id_ in next(encoded)] for group in pieces]
+        parts = [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in split_long(text)]
+        return parts[0] if len(parts) == 1 else join(parts)
 
     def encode_with_special(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        return _encode_parts(self, self._special_pattern, text)
+        return encode_parts(self, self._special_pattern, text)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """See `Tokenizer`."""
-        kept = [int(id_) for id_ in ids if not skip_special or id_ < self._first_special]
-        return self._encoding.decode(kept)
+        specials = range(self._first_special, self._first_special + NUM_SPECIAL)
+        return self._encoding.decode([id_ for id_ in map(int, ids) if not skip_special or id_ not in specials])
 
-
-class SentencePieceTokenizer:
-    """A sentencepiece model such as Llama-2's; see `Tokenizer`. Normalisation may change the text."""
-
-    def __init__(self, path: Path, data: bytes, model: sentencepiece.SentencePieceProcessor) -> None:
-        self.path = path
-        self.sha256 = hashlib.sha256(data).hexdigest()
-        self.vocab_size = model.get_piece_size()
-        specials = [id_ for id_ in range(self.vocab_size) if model.is_control(id_) or model.is_unknown(id_)]
-        self.special_tokens = {model.id_to_piece(id_): id_ for id_ in specials}
-        self.bos_id = _find_special(self, DOCUMENT_BEGINS, "begin")
-        self.eos_id = _find_special(self, DOCUMENT_ENDS, "end")
-        self._special_pattern = special_pattern(self.special_tokens)
-        self._model = model
-
-    def encode(self, text: str) -> list[int]:
+    def piece(self, id_: int) -> str:
         """See `Tokenizer`."""
-        return self._model.encode(text)
+        return readable(self.token_bytes(id_))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See `Tokenizer`."""
-        return self._model.encode(list(texts))
+    def token_bytes(self, id_: int) -> bytes:
+        """Returns the bytes of one id."""
+        return self._encoding.decode_single_token_bytes(int(id_))
 
-    def encode_with_special(self, text: str) -> list[int]:
-        """See `Tokenizer`."""
-        return _encode_parts(self, self._special_pattern, text)
-
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """See `Tokenizer`."""
-        if skip_special:
-            return self._model.decode([int(id_) for id_ in ids if id_ not in self.special_tokens.values()])
-        names = {id_: text for text, id_ in self.special_tokens.items()}
-        parts: list[str | list[int]] = []
-        for id_ in map(int, ids):
-            if id_ in names:
-                parts.append(names[id_])
-            elif parts and isinstance(parts[-1], list):
-                parts[-1].append(id_)
-            else:
-                parts.append([id_])
-        return "".join(part if isinstance(part, str) else self._model.decode(part) for part in parts)
-
-
-class HuggingFaceTokenizer:
-    """A `tokenizer.json`; see `Tokenizer`. Its tokenizer_config.json is read when it lies beside it."""
-
-    def __init__(self, path: Path, data: bytes) -> None:
-        self.path = path
-        self.sha256 = hashlib.sha256(data).hexdigest()
+    def holds(self, token: bytes) -> bool:
+        """Whether the bytes are one token."""
         try:
-            self._plain, self._special = (tokenizers.Tokenizer.from_buffer(data) for _ in range(2))
-        except ValueError as error:
-            raise no_tokenizer(path, f"JSON, but {error}") from None
-        self._plain.encode_special_tokens = True
-        for tokenizer in (self._plain, self._special):
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-        added = self._plain.get_added_tokens_decoder()
-        self.special_tokens = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
-        self.vocab_size = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
-        config = _read_tokenizer_config(path.parent)
-        self.bos_id = _find_special(self, (*DOCUMENT_BEGINS, config.get("bos_token")), "begin")
-        self.eos_id = _find_special(self, (*DOCUMENT_ENDS, config.get("eos_token")), "end")
-
-    def encode(self, text: str) -> list[int]:
-        """See `Tokenizer`."""
-        return self._plain.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See `Tokenizer`."""
-        return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def encode_with_special(self, text: str) -> list[int]:
-        """See `Tokenizer`."""
-        return self._special.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """See `Tokenizer`."""
-        return self._special.decode([int(id_) for id_ in ids], skip_special_tokens=skip_special)
+            self._encoding.encode_single_token(token)
+        except KeyError:
+            return False
+        return True
 
 
 def split_long(text: str) -> Iterator[str]:
@@ -194,6 +139,21 @@ def split_long(text: str) -> Iterator[str]:
 
     Source: llama-models `Tokenizer.encode`; https://github.com/openai/tiktoken/issues/195.
     """
+    for part in split_lines(text):
+        runs = LONG_RUN.finditer(part) if may_hold_long_run(part) else iter(())
+        cuts = [cut for run in runs for cut in range(run.start() + MAX_RUN_CHARS, run.end(), MAX_RUN_CHARS)]
+        yield from (part[a:b] for a, b in zip([0, *cuts], [*cuts, len(part)], strict=True))
+
+
+def may_hold_long_run(text: str) -> bool:
+    """Whether some half of a run's length has no space, or nothing else; in a fraction of the expression's time."""
+    step = MAX_RUN_CHARS // 2
+    starts = range(0, len(text) - step + 1, step) if len(text) > MAX_RUN_CHARS else range(0)
+    return any(text.find(" ", start, start + step) < 0 or text[start : start + step].isspace() for start in starts)
+
+
+def split_lines(text: str) -> Iterator[str]:
+    """Yields parts of at most 400,000 characters, cut where a line starts, or where they must be without one."""
     start = 0
     while start < len(text):
         stop = start + MAX_PIECE_CHARS
@@ -202,10 +162,7 @@ def split_long(text: str) -> Iterator[str]:
             while cut > start and text[cut + 1].isspace():
                 cut = text.rfind("\n", start, cut)
             stop = cut + 1 if cut > start else stop
-        part = text[start:stop]
-        runs = LONG_RUN.finditer(part) if len(part) > MAX_RUN_CHARS else iter(())
-        cuts = [cut for run in runs for cut in range(run.start() + MAX_RUN_CHARS, run.end(), MAX_RUN_CHARS)]
-        yield from (part[a:b] for a, b in zip([0, *cuts], [*cuts, len(part)], strict=True))
+        yield text[start:stop]
         start = stop
 
 
@@ -220,7 +177,10 @@ def _read_ranks(path: Path, data: bytes) -> dict[bytes, int]:
         except (ValueError, binascii.Error):
             raise no_tokenizer(path, f"with {line[:40]!r} in line {number}, where `base64 rank` is expected") from None
     lacking = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if lacking or sorted(ranks.values()) != list(range(len(ranks))):
+    order = np.sort(np.fromiter(ranks.values(), np.int64, len(ranks)))
+    steps = np.diff(order, prepend=-1)
+    # One gap is allowed, of the special tokens' size: an extended vocabulary goes on behind them.
+    if lacking or not (np.isin(steps, (1, 1 + NUM_SPECIAL)).all() and steps[0] == 1 and (steps > 1).sum() <= 1):
         raise no_tokenizer(path, f"with {len(ranks)} ranks that are not 0, 1, ... or lack {len(lacking)} single bytes")
     return ranks
 
@@ -230,7 +190,54 @@ def special_pattern(specials: Iterable[str]) -> re.Pattern[str]:
     return re.compile(f"({'|'.join(map(re.escape, sorted(specials, key=len, reverse=True)))})")
 
 
-def _encode_parts(tokenizer: Tokenizer, pattern: re.Pattern[str], text: str) -> list[int]:
+def encode_windows(text: str, encode: Callable[[str], Ids]) -> Ids:
+    """Returns the ids of a text of any length from an encoder that treats the start of a text in its own way.
+
+    A text over 400,000 characters is cut before spaces (where there is none, between two characters). The parts
+    after the first are encoded behind a line break whose ids are taken off again, so that no part is a start.
+    No piece reaches across a space that ends a word, so every id is as it was.
+    """
+    parts = list(_cut_before_spaces(text))
+    if len(parts) <= 1:
+        return encode(text)
+    lead = encode("\n")
+    can_be_cut = np.array_equal(encode("a b"), join([encode("a"), encode("\n b")[len(lead) :]]))
+    found = [encode(parts[0])] if can_be_cut else []
+    for part in parts[1:]:
+        ids = encode("\n" + part)
+        is_cut_at_space = part.startswith(" ") or lead.size > 0  # without a lead a part counts as a new word
+        if not (can_be_cut and is_cut_at_space and np.array_equal(ids[: len(lead)], lead)):
+            return encode(text)  # slow, but right
+        found.append(ids[len(lead) :])
+    return join(found)
+
+
+def _cut_before_spaces(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        stop = start + MAX_PIECE_CHARS
+        if stop < len(text):
+            cut = text.rfind(" ", start, stop)
+            while cut > start and text[cut - 1].isspace():
+                cut = text.rfind(" ", start, cut)
+            stop = cut if cut > start else stop
+        yield text[start:stop]
+        start = stop
+
+
+def join(parts: Sequence[Ids]) -> Ids:
+    """Returns the parts' ids one after another."""
+    return np.concatenate(parts) if parts else np.empty(0, np.uint32)
+
+
+def readable(data: bytes) -> str:
+    """Returns UTF-8 as text; a byte that is part of no whole character as `<0xEB>`."""
+    text = data.decode("utf-8", errors="surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda match: f"<0x{ord(match[0]) - 0xDC00:02X}>", text)
+
+
+def encode_parts(tokenizer: Tokenizer, pattern: re.Pattern[str], text: str) -> list[int]:
+    """Returns the ids of text whose special strings, found by `pattern`, become their ids."""
     specials = tokenizer.special_tokens
     parts = pattern.split(text)
     return [
@@ -240,7 +247,8 @@ def _encode_parts(tokenizer: Tokenizer, pattern: re.Pattern[str], text: str) -> 
     ]
 
 
-def _find_special(tokenizer: Tokenizer, names: Sequence[Any], which: str) -> int:
+def find_special(tokenizer: Tokenizer, names: Sequence[Any], which: str) -> int:
+    """Returns the id of the first of the names that is a special token; `which` is "begin" or "end"."""
     # Older tokenizer_config.json files write a token as {"content": ...}.
     texts = [name.get("content") if isinstance(name, dict) else name for name in names]
     for text in texts:
@@ -248,15 +256,6 @@ def _find_special(tokenizer: Tokenizer, names: Sequence[Any], which: str) -> int
             return tokenizer.special_tokens[text]
     wanted = ", ".join(str(text) for text in texts if text)
     raise no_tokenizer(tokenizer.path, f"without a special token for the {which} of a document (one of {wanted})")
-
-
-def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise CorpusError(f"{path} is no JSON ({error}); mend or remove it") from None
-    return config if isinstance(config, dict) else {}
 
 
 def no_tokenizer(path: Path, what: str) -> CorpusError:

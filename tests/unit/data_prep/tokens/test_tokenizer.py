@@ -3,14 +3,17 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.document import CorpusError
+from data_prep.tokens import tokenizer_formats
 from data_prep.tokens.tokenizer import load_tokenizer, train_tokenizer
-from data_prep.tokens.tokenizer_formats import LLAMA3_SPLIT, llama3_special_tokens, split_long
+from data_prep.tokens.tokenizer_formats import LLAMA3_SPLIT, encode_windows, llama3_special_tokens, split_long
+from data_prep.tokens.tokenizer_json import as_ranks
 
 TEXTS = [
     "대한민국의 수도는 서울이며, 한강이 도시를 가로질러 흐른다.",
@@ -52,6 +55,7 @@ def llama2(tmp_path_factory):
         byte_fallback=True,
         hard_vocab_limit=False,
         normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         minloglevel=2,
     )
     path = tmp_path_factory.mktemp("sentencepiece") / "tokenizer.model"
@@ -99,12 +103,6 @@ def test_decode_skips_special_tokens_only_when_asked(ranks, json_, llama2):
         assert tokenizer.decode(ids) == "Seoul 서울"
         whole = names[tokenizer.bos_id] + "Seoul 서울" + names[tokenizer.eos_id]
         assert tokenizer.decode(ids, skip_special=False) == whole
-
-
-def test_a_batch_is_encoded_as_its_texts(ranks, json_, llama2):
-    texts = [*TEXTS, "", "x" * 60_000]
-    for tokenizer in (ranks, json_, llama2):
-        assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 
 
 def test_a_trained_tokenizer_has_the_sizes_and_numbers_of_llama3(ranks, json_):
@@ -159,6 +157,75 @@ def test_the_split_pattern_is_metas():
 @given(text=st.text(max_size=200))
 def test_the_real_llama3_file_gives_every_text_back(real, text):
     assert real.decode(real.encode(text)) == text
+
+
+@pytest.fixture(scope="module")
+def all_merges(folder, tmp_path_factory):
+    """The tokenizer.json with every way to join each token, as Meta's ranks are converted."""
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = content["model"]["vocab"]
+    splits = [(token, cut) for token in vocab for cut in range(1, len(token))]
+    ways = [(vocab[t], vocab[t[:c]], t[:c], t[c:]) for t, c in splits if t[:c] in vocab and t[c:] in vocab]
+    content["model"]["merges"] = [list(way[2:]) for way in sorted(ways)]
+    path = tmp_path_factory.mktemp("all_merges") / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return load_tokenizer(path)
+
+
+@given(text=ANY | st.text(alphabet="ab <|eot_id>\n", max_size=20))
+def test_a_tokenizer_json_that_tiktoken_can_read_has_the_same_ids_there(all_merges, text):
+    assert all_merges._tiktoken is not None
+    for whole in (text, text * 3, text + "<|eot_id|>", text + "x" * 26_000):
+        ids = all_merges.encode_array(whole)
+        assert ids.dtype == np.uint32
+        assert ids.tolist() == all_merges.encode(whole)
+
+
+def test_a_tokenizer_json_whose_ids_could_differ_is_not_given_to_tiktoken(all_merges):
+    content = json.loads(all_merges.path.read_text(encoding="utf-8"))
+    assert as_ranks(content) is not None
+    merges = content["model"]["merges"]
+    changes = (
+        {"merges": merges[::-1]},
+        {"merges": merges[:-1]},
+        {"ignore_merges": False},
+        {"dropout": 0.1},
+    )
+    for change in changes:
+        assert as_ranks({**content, "model": {**content["model"], **change}}) is None
+    assert as_ranks({**content, "normalizer": {"type": "NFC"}}) is None
+    assert as_ranks({**content, "pre_tokenizer": None}) is None
+
+
+def test_texts_of_windows_have_the_ids_of_whole_ones(llama2, monkeypatch):
+    texts = [*TEXTS, "a  b   c\n\n d   " * 40, "서울 " * 200, "x" * 500, " " * 500, "\n" * 300]
+    whole = [llama2._model.encode(text) for text in texts]
+    monkeypatch.setattr(tokenizer_formats, "MAX_PIECE_CHARS", 50)
+    found = [llama2.encode(text) for text in texts]
+    assert [llama2.decode(ids) for ids in found] == texts
+    assert found[: len(TEXTS) + 2] == whole[: len(TEXTS) + 2]
+
+
+def test_an_encoder_that_cannot_be_cut_is_given_the_whole_text(monkeypatch):
+    monkeypatch.setattr(tokenizer_formats, "MAX_PIECE_CHARS", 4)
+
+    def strip(text):
+        return np.frombuffer(text.strip().encode(), dtype=np.uint8).astype(np.uint32)
+
+    def begin_words(text):
+        return strip(" ".join(f"_{word}" for word in text.split()))
+
+    assert bytes(encode_windows("ab cd ef", strip).tolist()) == b"ab cd ef"
+    assert bytes(encode_windows("abcdefghi", begin_words).tolist()) == b"_abcdefghi"
+
+
+def test_pieces_are_readable(ranks, json_, llama2):
+    for tokenizer in (ranks, json_):
+        assert tokenizer.piece(tokenizer.eos_id) == "<|end_of_text|>"
+        assert "".join(tokenizer.piece(id_) for id_ in tokenizer.encode("Seoul is")) == "Seoul is"
+        assert "".join(tokenizer.piece(id_) for id_ in tokenizer.encode("뷁")).startswith("<0xEB>")
+    assert "".join(llama2.piece(id_) for id_ in llama2.encode("Seoul is")) == " Seoul is"
+    assert [llama2.piece(id_) for id_ in llama2.encode("뷁")][-3:] == ["<0xEB>", "<0xB7>", "<0x81>"]
 
 
 @pytest.mark.parametrize("unit", [" ", "a", "!", "\n", "ㅋ", " \n", "가 나\n다"])
