@@ -2,7 +2,8 @@
 
     tune run --nproc_per_node 8 recipes/cpt.py --config configs/cpt/llama3_8b_ko.yaml
 
-Writes the run folder `output_dir`; the same command resumes from its newest checkpoint.
+Writes the run folder `output_dir`; the same command resumes from its newest checkpoint. With `plan_only=true`
+it prints what the run would read instead: tokens and epochs of each source, and the first documents.
 `recipes/export.py` turns the run into a Hugging Face directory.
 """
 
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from configs.loader import parse
-from data_prep.hf_directory import ModelDirectory
-from recipes.training.data import TokenStream, data_entries, open_shards
 from recipes.training.loop import run_training
+from recipes.training.mixture import read_mixture
+from recipes.training.plan import show_plan
 from recipes.training.settings import TrainSettings, check_settings
+from recipes.training.sources import open_data
 
 
 @dataclass
@@ -25,7 +27,7 @@ class CptConfig(TrainSettings):
 def check(cfg: DictConfig) -> list[str]:
     """Returns the problems of the settings and of the data they name."""
     problems = check_settings(cfg)
-    if not problems and any("chat" in entry for entry in data_entries(cfg.data)):
+    if not problems and any(entry.kind == "chat" for entry in read_mixture(cfg.data, cfg.global_batch_tokens).sources):
         problems.append("data: names a chat-example file, CPT reads token shards; use recipes/sft.py")
     return problems
 
@@ -33,11 +35,8 @@ def check(cfg: DictConfig) -> list[str]:
 @parse(CptConfig, check)
 def main(cfg: DictConfig) -> int:
     """Continues pretraining on token shards."""
-    entries = data_entries(cfg.data)
-    vocab_size = ModelDirectory.open(cfg.weights).config["vocab_size"] if cfg.weights else cfg.model.vocab_size
-    shards = [open_shards(entry["shards"], vocab_size, cfg.weights) for entry in entries]
-    sources = [TokenStream(one, cfg.seq_len, cfg.seed) for one in shards]
-    return run_training(cfg, "cpt", sources, [entry["weight"] for entry in entries])
+    plan = open_data(cfg)
+    return show_plan(plan, cfg.weights) if cfg.plan_only else run_training(cfg, "cpt", plan)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,18 @@
 
     tune run --nproc_per_node 8 recipes/sft.py --config configs/sft/llama3_8b_ko.yaml
 
-`data` may mix token shards in, to hold what pretraining taught.
+`data` may mix token shards in, to hold what pretraining taught; `plan_only=true` prints what the run would read.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from configs.loader import one_of, parse
-from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
-from data_prep.tokens.tokenizer import load_tokenizer
-from recipes.training.data import ChatExamples, Source, TokenStream, data_entries, open_shards
 from recipes.training.loop import run_training
+from recipes.training.plan import show_plan
 from recipes.training.settings import TrainSettings, check_settings
+from recipes.training.sources import open_data
 
 
 @dataclass
@@ -39,37 +35,11 @@ def check(cfg: DictConfig) -> list[str]:
     return problems
 
 
-def open_template(cfg: DictConfig) -> ChatTemplate:
-    """Returns the chat template with the tokenizer of the weights."""
-    tokenizer = load_tokenizer(Path(cfg.weights))
-    if cfg.chat_template == "llama3":
-        return ChatTemplate(tokenizer, LLAMA3)
-    return ChatTemplate.from_directory(tokenizer, Path(cfg.weights))
-
-
-def open_source(entry: dict[str, Any], cfg: DictConfig, template: ChatTemplate) -> Source:
-    """Opens one entry of `data`.
-
-    Raises:
-        ConfigError: the shards were made with another tokenizer than the weights'.
-        CorpusError: a chat example cannot be used.
-    """
-    if "shards" in entry:
-        shards = open_shards(entry["shards"], template.tokenizer.vocab_size, cfg.weights)
-        return TokenStream(shards, cfg.seq_len, cfg.seed)
-    examples = ChatExamples(entry["chat"], template, cfg.seq_len, cfg.seed, cfg.over_long)
-    if examples.dropped and os.environ.get("RANK", "0") == "0":
-        print(f"{entry['chat']}: dropped {examples.dropped} example(s) longer than seq_len={cfg.seq_len}")
-    return examples
-
-
 @parse(SftConfig, check)
 def main(cfg: DictConfig) -> int:
     """Fine-tunes on chat examples."""
-    template = open_template(cfg)
-    entries = data_entries(cfg.data)
-    sources = [open_source(entry, cfg, template) for entry in entries]
-    return run_training(cfg, "sft", sources, [entry["weight"] for entry in entries])
+    plan = open_data(cfg)
+    return show_plan(plan, cfg.weights) if cfg.plan_only else run_training(cfg, "sft", plan)
 
 
 if __name__ == "__main__":

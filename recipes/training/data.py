@@ -1,9 +1,10 @@
 """What a step trains on: packed sequences whose order depends on the data, the seed and the step alone."""
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from data_prep.hf_directory import ModelDirectory
 from data_prep.lineage import sha256_file, sha256_json
 from data_prep.tokens.shards import Shards
 from recipes.training.loss import IGNORE
+from recipes.training.order import SampleOrder, generator
 
 PADDING = -1
 """Document number of a position that holds no token of the data."""
@@ -40,12 +42,22 @@ class Sample:
 
 
 class Source(Protocol):
-    """An endless, randomly accessible series of packed sequences."""
+    """An endless, randomly accessible series of packed sequences; `num_tokens` are those of one epoch."""
 
     fingerprint: str
+    num_tokens: int
+
+    @property
+    def sequences_per_epoch(self) -> float:
+        """Sequences that hold the source once."""
+        ...
 
     def sample(self, index: int) -> Sample:
         """Returns sequence `index` of the shuffled series."""
+        ...
+
+    def documents(self, index: int) -> list[str]:
+        """Returns the names of the documents of sequence `index`, as `Sample.documents` numbers them."""
         ...
 
 
@@ -57,37 +69,51 @@ class TokenStream:
     """
 
     def __init__(self, shards: Shards, seq_len: int, seed: int) -> None:
-        self._shards, self._seq_len, self._seed = shards, seq_len, seed
+        self.shards, self._seq_len, self._seed = shards, seq_len, seed
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.fingerprint = shards.fingerprint
+        self.fingerprint, self.num_tokens = shards.fingerprint, shards.num_tokens
+
+    @property
+    def sequences_per_epoch(self) -> float:
+        """Sequences that hold every token once; the last of an epoch ends in the next one."""
+        return self.num_tokens / self._seq_len
 
     def sample(self, index: int) -> Sample:
         """Returns tokens `index * seq_len` onwards of the endless shuffled stream."""
-        sample = Sample.empty(self._seq_len)
-        filled = number = 0
-        while filled < self._seq_len:
-            epoch, offset = divmod(index * self._seq_len + filled, self._shards.num_tokens)
-            order, ends = self._order(epoch)
-            place = int(np.searchsorted(ends, offset, side="right"))
-            document = int(order[place])
-            length = int(self._shards.document_lengths[document])
-            begin = offset - (int(ends[place]) - length)
-            take = min(length - begin, self._seq_len - filled)
-            ids = self._shards.read(document, begin, min(begin + take + 1, length)).astype(np.int64)
+        sample, filled = Sample.empty(self._seq_len), 0
+        for number, (document, begin, take) in enumerate(self._pieces(index)):
+            following = min(begin + take + 1, int(self.shards.document_lengths[document]))
+            ids = self.shards.read(document, begin, following)
             sample.tokens[filled : filled + take] = ids[:take]
             sample.targets[filled : filled + len(ids) - 1] = ids[1:]
             sample.documents[filled : filled + take] = number
             filled += take
-            number += 1
         return sample
+
+    def documents(self, index: int) -> list[str]:
+        """Returns the documents of sequence `index`, numbered in the order of the shards."""
+        return [f"document {document}" for document, _, _ in self._pieces(index)]
+
+    def _pieces(self, index: int) -> Iterator[tuple[int, int, int]]:
+        """Yields (document, first token within it, number of tokens) of what fills sequence `index`."""
+        filled = 0
+        while filled < self._seq_len:
+            epoch, offset = divmod(index * self._seq_len + filled, self.num_tokens)
+            order, ends = self._order(epoch)
+            place = int(np.searchsorted(ends, offset, side="right"))
+            document = int(order[place])
+            begin = offset - (int(ends[place]) - int(self.shards.document_lengths[document]))
+            take = min(int(ends[place]) - offset, self._seq_len - filled)
+            yield document, begin, take
+            filled += take
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the epoch's document order and the stream offset behind each document."""
         if epoch not in self._epochs:
-            order = _generator(self._seed, epoch, self.fingerprint).permutation(self._shards.num_documents)
+            order = generator(self._seed, epoch, self.fingerprint).permutation(self.shards.num_documents)
             while len(self._epochs) > 1:
                 self._epochs.pop(min(self._epochs))
-            self._epochs[epoch] = (order, np.cumsum(self._shards.document_lengths[order]))
+            self._epochs[epoch] = (order, np.cumsum(self.shards.document_lengths[order]))
         return self._epochs[epoch]
 
 
@@ -107,8 +133,9 @@ class ChatExamples:
         Raises:
             CorpusError: an example is too long under `error`, or none is left.
         """
-        self._seq_len, self._seed = seq_len, seed
+        self._seq_len, self._seed, self.tokenizer = seq_len, seed, template.tokenizer
         self._examples: list[tuple[np.ndarray, np.ndarray]] = []
+        self._names: list[str] = []
         self.dropped = 0
         for example in read_chat_examples(path):
             try:
@@ -117,6 +144,7 @@ class ChatExamples:
                 raise CorpusError(f"{path}: example {example.id}: {error}") from None
             if len(ids) <= seq_len:
                 self._examples.append((np.array(ids), np.array(trained)))
+                self._names.append(example.id)
             elif over_long == "drop":
                 self.dropped += 1
             else:
@@ -127,16 +155,14 @@ class ChatExamples:
         if not self._examples:
             raise CorpusError(f"{path} holds no example of at most {seq_len} tokens; raise seq_len")
         self._epochs: list[list[list[int]]] = []
+        self._ends: list[int] = []
+        self.num_tokens = sum(len(ids) for ids, _ in self._examples)
         self.fingerprint = sha256_json([sha256_file(path), template.template, template.tokenizer.sha256, over_long])
 
     def sample(self, index: int) -> Sample:
         """Returns sequence `index`; epochs follow one another, each packing every example once."""
-        epoch = 0
-        while index >= len(self._packing(epoch)):
-            index -= len(self._packing(epoch))
-            epoch += 1
         sample, filled = Sample.empty(self._seq_len), 0
-        for number, example in enumerate(self._packing(epoch)[index]):
+        for number, example in enumerate(self._packed(index)):
             ids, trained = self._examples[example]
             end = filled + len(ids)
             sample.tokens[filled:end] = ids
@@ -145,52 +171,36 @@ class ChatExamples:
             filled = end
         return sample
 
-    def _packing(self, epoch: int) -> list[list[int]]:
-        """Returns the example numbers of each sequence of the epoch: next-fit over a shuffled order."""
-        while len(self._epochs) <= epoch:
-            order = _generator(self._seed, len(self._epochs), self.fingerprint).permutation(len(self._examples))
-            bins: list[list[int]] = [[]]
-            room = self._seq_len
-            for example in order.tolist():
-                length = len(self._examples[example][0])
-                if length > room:
-                    bins.append([])
-                    room = self._seq_len
-                bins[-1].append(example)
-                room -= length
-            self._epochs.append(bins)
-        return self._epochs[epoch]
+    @property
+    def sequences_per_epoch(self) -> float:
+        """Sequences that hold every example once, in the first epoch; another order packs a few more or less."""
+        self._packed(0)
+        return self._ends[0]
 
+    def documents(self, index: int) -> list[str]:
+        """Returns the ids of the examples in sequence `index`."""
+        return [self._names[example] for example in self._packed(index)]
 
-class SampleOrder:
-    """Which sequence of which source stands where in a global batch.
+    def _packed(self, index: int) -> list[int]:
+        """Returns the example numbers of sequence `index`: each epoch packs a shuffled order next-fit."""
+        while not self._ends or index >= self._ends[-1]:
+            self._epochs.append(self._pack(len(self._epochs)))
+            self._ends.append((self._ends[-1] if self._ends else 0) + len(self._epochs[-1]))
+        epoch = bisect.bisect_right(self._ends, index)
+        return self._epochs[epoch][index - self._ends[epoch]]  # the negative place counts from the epoch's end
 
-    After every step each source has given its weight's share of all sequences, to within one.
-    """
-
-    def __init__(self, weights: Sequence[float], sequences_per_step: int, seed: int) -> None:
-        self._shares = np.array(weights, float) / sum(weights)
-        self._per_step, self._seed = sequences_per_step, seed
-        self._drawn, self._next_step = np.zeros(len(weights), np.int64), 0
-
-    def step(self, step: int) -> list[tuple[int, int]]:
-        """Returns (source, index within the source) of every sequence of the step's global batch."""
-        if step < self._next_step:
-            self._drawn, self._next_step = np.zeros_like(self._drawn), 0
-        while self._next_step < step:
-            self._drawn = self._drawn + self._quota()
-            self._next_step += 1
-        quota = self._quota()
-        picks = [(s, int(self._drawn[s]) + i) for s in range(len(quota)) for i in range(quota[s])]
-        return [picks[i] for i in _generator(self._seed, step, "order").permutation(len(picks))]
-
-    def _quota(self) -> np.ndarray:
-        """Returns the sequences each source gives to the next step: its deficit, by largest remainder."""
-        deficit = self._shares * (self._drawn.sum() + self._per_step) - self._drawn
-        quota = np.maximum(0, np.floor(deficit)).astype(np.int64)
-        for source in np.argsort(-(deficit - quota), kind="stable")[: self._per_step - int(quota.sum())]:
-            quota[source] += 1
-        return quota
+    def _pack(self, epoch: int) -> list[list[int]]:
+        order = generator(self._seed, epoch, self.fingerprint).permutation(len(self._examples))
+        bins: list[list[int]] = [[]]
+        room = self._seq_len
+        for example in order.tolist():
+            length = len(self._examples[example][0])
+            if length > room:
+                bins.append([])
+                room = self._seq_len
+            bins[-1].append(example)
+            room -= length
+        return bins
 
 
 @dataclass(frozen=True)
@@ -220,39 +230,6 @@ class Batches:
         samples = [self._sources[source].sample(index) for source, index in picks]
         groups = [samples[i : i + self._micro_batch] for i in range(0, len(samples), self._micro_batch)]
         return [_collate(group, device) for group in groups]
-
-
-def data_entries(data: Any) -> list[dict[str, Any]]:
-    """Normalises the key `data`: a path, a list of paths, or a list of {shards | chat, weight}.
-
-    Raises:
-        ConfigError: another form, a missing path, or a weight that is not positive; all at once.
-    """
-    problems, entries = [], []
-    for number, item in enumerate([data] if isinstance(data, str) else list(data)):
-        if isinstance(item, str):
-            item = {"chat" if Path(item).is_file() else "shards": item}
-        item = dict(item)
-        kinds = item.keys() & {"shards", "chat"}
-        unknown = sorted(item.keys() - {"shards", "chat", "weight"})
-        weight = item.get("weight", 1.0)
-        where = f"data[{number}]"
-        if unknown or len(kinds) != 1:
-            problems.append(
-                f"{where}: has keys {', '.join(map(str, item))}; one of shards or chat, and weight, are known"
-            )
-            continue
-        path = Path(item[next(iter(kinds))])
-        if not path.exists():
-            problems.append(f"{where}: {path} does not exist; give token shards or a chat-example file")
-        if not isinstance(weight, int | float) or weight <= 0:
-            problems.append(f"{where}: weight {weight!r} is not a number above 0; set one, or remove the entry")
-        entries.append({next(iter(kinds)): path, "weight": weight})
-    if not problems and not entries:
-        problems.append("data: is empty; give at least one folder of token shards or chat-example file")
-    if problems:
-        raise ConfigError("data", problems)
-    return entries
 
 
 def open_shards(folder: Path, vocab_size: int, weights: str | None) -> Shards:
@@ -294,7 +271,3 @@ def _collate(samples: list[Sample], device: torch.device) -> Batch:
     causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=device).tril()
     mask = (documents[:, :, None] == documents[:, None, :]) & causal
     return Batch(tokens, targets, index - starts, mask, int((documents == PADDING).sum()))
-
-
-def _generator(seed: int, number: int, salt: str) -> np.random.Generator:
-    return np.random.default_rng([seed, number, int(sha256_json(salt)[:16], 16)])

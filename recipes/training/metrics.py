@@ -1,6 +1,7 @@
 """A run's folder: what it was started with, and what it measured."""
 
 import json
+import math
 import platform
 import shlex
 import sys
@@ -62,10 +63,11 @@ class Metrics:
         self._file.close()
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
-        """Writes the values of the step that just ended, counted from 1."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Writes the values of the step that just ended, counted from 1; one that is not finite as null."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **dict.fromkeys(values), **finite}) + "\n")
         self._file.flush()
-        for name, value in values.items():
+        for name, value in finite.items():
             self._board.add_scalar(name, value, step)
         self._bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
         self._bar.update()

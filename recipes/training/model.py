@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torchtune.models.llama3._component_builders import llama3
 from torchtune.models.llama3_1._component_builders import llama3_1
@@ -14,6 +13,8 @@ from torchtune.models.llama3_2._component_builders import llama3_2
 from torchtune.modules import TransformerDecoder
 
 from configs.loader import ConfigError
+from recipes.training.activations import spare_activations
+from recipes.training.cross_entropy import linear_cross_entropy
 from recipes.training.distributed import World
 
 
@@ -114,8 +115,39 @@ class Architecture:
         }
 
 
-def build_model(architecture: Architecture) -> TransformerDecoder:
-    """Returns torchtune's decoder on the current default device (use `torch.device("meta")` for none)."""
+class Decoder(TransformerDecoder):
+    """torchtune's decoder, which given targets returns their loss in place of the logits."""
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        *,
+        targets: torch.Tensor | None = None,
+        loss_chunk: int = 0,
+        z_loss: float = 0.0,
+        **inputs: Any,
+    ) -> Any:
+        """Returns fp32 logits, (batch, seq, vocab), or with targets the two sums of `linear_cross_entropy`.
+
+        Args:
+            tokens: (batch, seq), int64.
+            targets: (batch, seq), int64; `IGNORE` is not counted.
+            loss_chunk: positions whose logits exist at once, 0 for all.
+            z_loss: weight of the z-loss.
+            inputs: `mask` and `input_pos` of torchtune's decoder.
+        """
+        if targets is None:
+            return super().forward(tokens, **inputs)
+        hidden = self.tok_embeddings(tokens)
+        for layer in self.layers:
+            hidden = layer(hidden, **inputs)
+        owner = self.output if isinstance(self.output, nn.Linear) else self.tok_embeddings
+        # the weight is whole here: FSDP gathers it with the root module, until the backward pass is through
+        return linear_cross_entropy(self.norm(hidden), owner.weight, targets, loss_chunk, z_loss)
+
+
+def build_model(architecture: Architecture) -> Decoder:
+    """Returns the decoder on the current default device (use `torch.device("meta")` for none)."""
     arguments: dict[str, Any] = {
         "vocab_size": architecture.vocab_size,
         "num_layers": architecture.num_layers,
@@ -129,26 +161,35 @@ def build_model(architecture: Architecture) -> TransformerDecoder:
     }
     if architecture.tied_embeddings:
         # a scale factor of 1 is the identity, so this one builder covers tied models with and without scaling
-        return llama3_2(**arguments, scale_factor=architecture.rope_scale_factor)
-    if architecture.rope_scale_factor != 1:
-        return llama3_1(**arguments, scale_factor=architecture.rope_scale_factor)
-    return llama3(**arguments)
+        built = llama3_2(**arguments, scale_factor=architecture.rope_scale_factor)
+    elif architecture.rope_scale_factor != 1:
+        built = llama3_1(**arguments, scale_factor=architecture.rope_scale_factor)
+    else:
+        built = llama3(**arguments)
+    names = ("tok_embeddings", "layers", "max_seq_len", "num_heads", "head_dim", "norm", "output")
+    return Decoder(**{name: getattr(built, name) for name in names})
 
 
 def build_sharded_model(
-    architecture: Architecture, world: World, precision: str, activation_checkpointing: bool
-) -> TransformerDecoder:
-    """Builds on the meta device, then: activation checkpointing -> FSDP2 -> empty storage on the device.
+    architecture: Architecture,
+    world: World,
+    precision: str,
+    activations: str,
+    storage: torch.dtype = torch.float32,
+    compiled: bool = False,
+) -> Decoder:
+    """Builds on the meta device, then: activation checkpointing -> compile -> FSDP2 -> empty storage on the device.
 
-    Parameters are stored, reduced and updated in fp32; `precision` is the dtype of the computation.
-    Gradients of the ranks are summed, not averaged: the loss is already divided by the global number
-    of targets.
+    Gradients are reduced in fp32, and those of the ranks are summed, not averaged: the loss is already divided by
+    the global number of targets.
 
     Args:
         architecture: the decoder's shape.
         world: the ranks to shard over.
-        precision: `fp32` or `bf16`.
-        activation_checkpointing: whether each layer recomputes its activations in the backward pass.
+        precision: dtype of the computation, `fp32` or `bf16`.
+        activations: what is kept for the backward pass, see `spare_activations`.
+        storage: dtype in which parameters are stored and updated.
+        compiled: whether each layer is compiled.
 
     Returns:
         The model with uninitialised weights; `weights.load` or `weights.initialise` fills them.
@@ -156,10 +197,11 @@ def build_sharded_model(
     # torchtune's RMSNorm computes in fp32 with a bf16 scale; torch says at each run that it takes the unfused kernel
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     with torch.device("meta"):
-        model = build_model(architecture)
-    for index, layer in enumerate(model.layers):
-        if activation_checkpointing:
-            model.layers[index] = checkpoint_wrapper(layer)
+        model = build_model(architecture).to(storage)
+    spare_activations(model.layers, activations)
+    if compiled:
+        for layer in model.layers:
+            layer.compile(fullgraph=True)
     compute = torch.bfloat16 if precision == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in model.layers:

@@ -3,11 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from configs.loader import ConfigError, existing_path, one_of, positive
-from recipes.training.data import data_entries
+from recipes.training.activations import MODES, memory_budget
+from recipes.training.guard import GuardSettings
+from recipes.training.mixture import read_mixture
 from recipes.training.model import Architecture
+from recipes.training.optimizer import has_compiler, optimizer_problems
+from recipes.training.schedule import SCHEDULES
 
 
 @dataclass
@@ -27,7 +31,10 @@ class TrainSettings:
     model: Architecture | None = None
     """Shape of a new model; excludes `weights`, whose config.json states it."""
     data: Any = MISSING
-    """Token shards or chat examples: a path, a list of paths, or a list of {shards | chat: path, weight: share}."""
+    """A path of token shards or chat examples, a list of paths or of {shards | chat: path, weight: share, ...}, a
+    mixture file (*.yaml) with stages, or its content as a mapping; see `recipes/training/mixture.py`."""
+    plan_only: bool = False
+    """Print which tokens the run would read, and end before a model is built."""
     seq_len: int = 8192
     """Tokens a packed sequence."""
     global_batch_tokens: int = 4_194_304
@@ -44,15 +51,32 @@ class TrainSettings:
             "weight_decay": 0.1,
         }
     )
-    """`_component_` and its arguments."""
+    """`_component_` and its arguments; recipes.training.adamw.KahanAdamW stores the parameters in bf16."""
+    embedding_lr: float | None = None
+    """Learning rate of the token embeddings and the output layer; null: optimizer.lr."""
+    schedule: str = "cosine"
+    """`cosine`, or `warmup_stable_decay`."""
     warmup_steps: int = 0
-    """The learning rate rises linearly over these, then falls by a cosine."""
+    """The learning rate rises linearly over these."""
+    decay_steps: int = 0
+    """Last steps of the run, over which warmup_stable_decay lowers the learning rate."""
     min_lr_ratio: float = 0.1
-    """Share of the learning rate that the cosine ends at."""
+    """Share of the learning rate that the schedule ends at."""
+    schedule_start_step: int = 0
+    """The schedule starts anew here: set it to the step a run ended at, and `steps` higher, to go on training."""
     clip_grad_norm: float = 1.0
     """Largest norm of the global gradient."""
-    activation_checkpointing: bool = True
-    """Whether each layer recomputes its activations in the backward pass."""
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    """When a step is skipped because its loss or gradient cannot be right."""
+    z_loss: float = 0.0
+    """Weight of log(sum of exp(logits))**2 beside the cross-entropy; 1e-4 is usual."""
+    loss_chunk: int = 2048
+    """Positions whose logits exist at once; 0: a micro-batch's all at once."""
+    activation_checkpointing: str = "full"
+    """`none`; `full`: layers are computed again; `selective`: what lies between matrix products and attention is; or,
+    with compile=true, the share of activations that the compiler keeps: at 0.7 no product is computed again."""
+    compile: bool = False
+    """Whether the layers are compiled."""
     save_every_steps: int = 500
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
@@ -64,7 +88,7 @@ def check_settings(cfg: DictConfig) -> list[str]:
     problems = one_of(cfg, "device", ["auto", "cpu", "cuda"]) + one_of(cfg, "precision", ["bf16", "fp32"])
     problems += positive(
         cfg, "seq_len", "global_batch_tokens", "micro_batch", "steps", "save_every_steps", "keep_checkpoints",
-        "clip_grad_norm",
+        "clip_grad_norm", "embedding_lr", "guard.window_steps", "guard.spike_sigmas",
     )  # fmt: skip
     problems += existing_path(cfg, "weights")
     if (cfg.weights is None) == (cfg.model is None):
@@ -74,14 +98,56 @@ def check_settings(cfg: DictConfig) -> list[str]:
             f"global_batch_tokens: {cfg.global_batch_tokens} is no multiple of seq_len={cfg.seq_len}; "
             f"use {max(1, cfg.global_batch_tokens // cfg.seq_len) * cfg.seq_len}"
         )
-    if not 0 <= cfg.min_lr_ratio <= 1:
-        problems.append(f"min_lr_ratio: {cfg.min_lr_ratio} is not between 0 and 1; set it within")
-    if "_component_" not in cfg.optimizer:
-        problems.append("optimizer: has no _component_; name the class, e.g. torch.optim.AdamW")
+    problems += schedule_problems(cfg) + optimizer_problems(cfg) + compute_problems(cfg)
     try:
-        data_entries(cfg.data)
+        read_mixture(cfg.data, cfg.global_batch_tokens)
     except ConfigError as error:
         problems += error.problems
+    return problems
+
+
+def schedule_problems(cfg: DictConfig) -> list[str]:
+    """Returns the problems of the learning rate's schedule."""
+    problems = one_of(cfg, "schedule", SCHEDULES)
+    if not 0 <= cfg.min_lr_ratio <= 1:
+        problems.append(f"min_lr_ratio: {cfg.min_lr_ratio} is not between 0 and 1; set it within")
+    problems += [
+        f"{key}: {cfg[key]} is negative; set it to 0 or more"
+        for key in ("warmup_steps", "decay_steps", "schedule_start_step")
+        if cfg[key] < 0
+    ]
+    if (cfg.schedule == "warmup_stable_decay") != (cfg.decay_steps > 0):
+        problems.append(
+            f"decay_steps: {cfg.decay_steps} with schedule={cfg.schedule}; warmup_stable_decay needs it above 0 and "
+            "cosine decays all the way; change one of the two"
+        )
+    left = cfg.steps - cfg.schedule_start_step
+    if cfg.warmup_steps + cfg.decay_steps > left:
+        problems.append(
+            f"warmup_steps, decay_steps: {cfg.warmup_steps} + {cfg.decay_steps} are more than the {left} steps from "
+            f"schedule_start_step={cfg.schedule_start_step} to steps={cfg.steps}; lower them, or raise steps"
+        )
+    return problems
+
+
+def compute_problems(cfg: DictConfig) -> list[str]:
+    """Returns the problems of how loss and layers are computed."""
+    problems = [
+        f"{key}: {OmegaConf.select(cfg, key)} is negative; set it to 0 or more"
+        for key in ("z_loss", "loss_chunk", "guard.max_skips")
+        if OmegaConf.select(cfg, key) < 0
+    ]
+    try:
+        budget = memory_budget(cfg.activation_checkpointing)
+    except ValueError as error:
+        return [*problems, f"activation_checkpointing: {error}"]
+    if budget is not None and not cfg.compile:
+        problems.append(
+            f"activation_checkpointing: a memory budget of {budget} without compile=true; only the compiler can keep "
+            f"to one; set compile=true, or one of {', '.join(MODES)}"
+        )
+    if cfg.compile and not has_compiler():
+        problems.append("compile: true, and no C++ compiler is found; install g++, or set compile=false")
     return problems
 
 

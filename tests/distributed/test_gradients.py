@@ -10,19 +10,24 @@ from omegaconf import OmegaConf
 from recipes.training import weights
 from recipes.training.data import Batch
 from recipes.training.distributed import leave, process_group
-from recipes.training.loop import Run, train_step
+from recipes.training.guard import Guard, GuardSettings
 from recipes.training.loss import IGNORE
 from recipes.training.model import Architecture, build_model, build_sharded_model, plain_name
+from recipes.training.schedule import Schedule
+from recipes.training.step import Run, train_step
 from tests.support import launch
 
 SEQ_LEN, ROWS = 24, 8
-SHAPE = Architecture(
-    vocab_size=50, num_layers=2, num_heads=2, num_kv_heads=1, embed_dim=16, intermediate_dim=32, max_seq_len=32
-)
+SHAPES = {
+    name: Architecture(
+        vocab_size=50, num_layers=2, num_heads=2, num_kv_heads=1, embed_dim=16, intermediate_dim=32, max_seq_len=32,
+        tied_embeddings=name == "tied",
+    )
+    for name in ("untied", "tied")
+}  # fmt: skip
 SETTINGS = OmegaConf.create(
     {
-        "steps": 1, "warmup_steps": 0, "min_lr_ratio": 1.0, "clip_grad_norm": 1e9,
-        "global_batch_tokens": SEQ_LEN * ROWS, "optimizer": {"lr": 1.0},
+        "clip_grad_norm": 1e9, "global_batch_tokens": SEQ_LEN * ROWS, "loss_chunk": 7, "z_loss": 0.0,
     }
 )  # fmt: skip
 
@@ -54,23 +59,24 @@ class Rows:
         ]
 
 
-def main(out: str, micro_batch: int) -> None:
+def main(out: str, shape: str, micro_batch: int) -> None:
     """One step of plain gradient descent at learning rate 1: what the weights lose is the gradient."""
     with process_group("cpu") as world:
-        model = build_sharded_model(SHAPE, world, "fp32", activation_checkpointing=True)
+        model = build_sharded_model(SHAPES[shape], world, "fp32", activations="full")
         weights.initialise(model, 0)
         before = {n: p.full_tensor().clone() for n, p in model.named_parameters()}
-        run = Run(model, torch.optim.SGD(model.parameters(), lr=1.0), Rows(world.rank, world.size, micro_batch))
-        values, _ = train_step(run, SETTINGS, world, False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        rows = Rows(world.rank, world.size, micro_batch)
+        run = Run(model, optimizer, rows, Schedule("cosine", steps=1, floor=1.0), [1.0], Guard(GuardSettings()))
+        values = train_step(run, SETTINGS, world, False).metrics
         gradients = {plain_name(n): before[n] - p.full_tensor() for n, p in model.named_parameters()}
         if world.rank == 0:
             torch.save({"loss": values["train/loss"], "norm": values["train/grad_norm"], "gradients": gradients}, out)
 
 
-@pytest.fixture(scope="module")
-def reference():
+def reference(shape):
     """The mean loss over all targets of the batch and its gradients, without any of our loop."""
-    model = build_model(SHAPE)
+    model = build_model(SHAPES[shape])
     weights.initialise(model, 0)
     batch = whole_batch()
     logits = model(batch.tokens, mask=batch.mask, input_pos=batch.positions)
@@ -79,16 +85,19 @@ def reference():
     return float(loss.detach()), {n: p.grad for n, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 8), (1, 2), (2, 4), (2, 1), (4, 1)])
-def test_gradients_equal_the_whole_batchs(tmp_path, reference, ranks, micro_batch):
+@pytest.mark.parametrize(
+    ("ranks", "micro_batch", "shape"),
+    [(1, 8, "untied"), (1, 2, "untied"), (2, 4, "untied"), (2, 1, "untied"), (4, 1, "untied"), (2, 2, "tied")],
+)
+def test_gradients_equal_the_whole_batchs(tmp_path, ranks, micro_batch, shape):
     out = tmp_path / "out.pt"
-    script = ["-m", "tests.distributed.test_gradients", str(out), str(micro_batch)]
+    script = ["-m", "tests.distributed.test_gradients", str(out), shape, str(micro_batch)]
     if ranks == 1:
         launch(sys.executable, *script)
     else:
         launch("torchrun", "--standalone", "--nproc_per_node", str(ranks), *script)
     result = torch.load(out, weights_only=True)
-    loss, gradients = reference
+    loss, gradients = reference(shape)
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
     assert result["gradients"].keys() == gradients.keys()
     for name, gradient in gradients.items():
@@ -98,5 +107,5 @@ def test_gradients_equal_the_whole_batchs(tmp_path, reference, ranks, micro_batc
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     leave(0)

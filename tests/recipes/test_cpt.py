@@ -37,7 +37,7 @@ def test_two_ranks_give_the_losses_of_one_and_loss_falls(cpt_config, straight):
 
 def test_accumulation_and_activation_checkpointing_do_not_change_the_losses(cpt_config, straight):
     other = cpt_config.parent / "other"
-    tune_run(1, "cpt", cpt_config, f"output_dir={other}", "micro_batch=8", "activation_checkpointing=false")
+    tune_run(1, "cpt", cpt_config, f"output_dir={other}", "micro_batch=8", "activation_checkpointing=none")
     assert losses(other) == pytest.approx(losses(straight), rel=1e-5)
 
 

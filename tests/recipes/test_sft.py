@@ -15,8 +15,10 @@ from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.tokens.shards import Shards
 from data_prep.tokens.tokenizer import load_tokenizer
 from recipes import sft
-from recipes.training.data import Batches, ChatExamples, SampleOrder, TokenStream
+from recipes.training.data import Batches, ChatExamples, TokenStream
 from recipes.training.loss import IGNORE
+from recipes.training.order import SampleOrder, Stage, as_shares
+from recipes.training.sources import open_template
 from tests.recipes.conftest import write_sft_config
 from tests.support import launch, losses, metrics, random_shards, run_here, tune_run
 
@@ -51,7 +53,7 @@ def chat_examples(base, chat_file):
 
 def targets_of_steps(sources, weights, steps):
     """Returns the ids learnt at each step by one rank that reads the sources itself."""
-    batches = Batches(sources, SampleOrder(weights, ROWS, 0), 1, 0, 1)
+    batches = Batches(sources, SampleOrder([Stage(0, as_shares(weights))], ROWS, 0), 1, 0, 1)
     read = [[b.targets.flatten() for b in batches.micro_batches(step, torch.device("cpu"))] for step in range(steps)]
     return [(row := torch.cat(rows))[row != IGNORE] for rows in read]
 
@@ -101,8 +103,8 @@ def test_a_template_found_in_the_weights_is_used_and_a_base_without_one_is_refus
     instruct = shutil.copytree(base, tmp_path / "instruct")
     (instruct / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     cfg = load(sft.SftConfig, sft_config, [f"weights={instruct}", "chat_template=weights"], sft.check)
-    assert sft.open_template(cfg).template == "{{ messages[0]['content'] }}"
-    assert sft.open_template(load(sft.SftConfig, sft_config, [], sft.check)).template == LLAMA3
+    assert open_template(cfg).template == "{{ messages[0]['content'] }}"
+    assert open_template(load(sft.SftConfig, sft_config, [], sft.check)).template == LLAMA3
 
 
 def test_an_over_long_example_is_an_error_that_names_it(refused):

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from configs.loader import ConfigError
 from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.document import CorpusError
-from data_prep.tokens.shards import Shards
+from data_prep.tokens.shards import Shards, ShardWriter
 from data_prep.tokens.tokenizer import load_tokenizer
-from recipes.training.data import PADDING, Batches, ChatExamples, SampleOrder, TokenStream, data_entries
+from recipes.training.data import PADDING, Batches, ChatExamples, TokenStream
 from recipes.training.loss import IGNORE
+from recipes.training.order import SampleOrder, Stage, as_shares
 from tests.support import random_shards, tiny_tokenizer
 
 SEQ_LEN = 64
 CPU = torch.device("cpu")
+EVEN = [Stage(0, as_shares([1]))]
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +62,32 @@ def test_epochs_have_different_orders_and_seeds_too(shards):
     assert first(0, 0) != first(0, shards.num_tokens // SEQ_LEN + 1)
 
 
-@pytest.mark.parametrize("weights", [[1.0], [0.7, 0.3], [5, 1, 1], [0.97, 0.03]])
-def test_every_source_has_its_share_after_every_step(weights):
-    order, drawn = SampleOrder(weights, 8, seed=0), Counter()
-    for step in range(200):
-        picks = order.step(step)
-        assert len(picks) == 8
-        drawn.update(source for source, _ in picks)
-        for source, weight in enumerate(weights):
-            assert abs(drawn[source] - weight / sum(weights) * 8 * (step + 1)) <= 1
-    for source in range(len(weights)):
-        indices = sorted(i for step in range(200) for s, i in order.step(step) if s == source)
-        assert indices == list(range(len(indices)))
+def numbered_shards(folder, first, documents=60):
+    """Writes documents in which every token of the folder is another one."""
+    with ShardWriter(folder) as writer:
+        for length in np.random.default_rng(first).integers(2, 200, documents):
+            writer.add(np.arange(first, first + length, dtype=np.uint32))
+            first += int(length)
+        writer.finish({})
+    return Shards.open(folder)
 
 
-def test_order_needs_no_history():
-    straight = SampleOrder([0.6, 0.4], 6, seed=1)
-    rows = [straight.step(step) for step in range(30)]
-    assert [SampleOrder([0.6, 0.4], 6, seed=1).step(step) for step in (29, 7, 12)] == [rows[29], rows[7], rows[12]]
-    assert straight.step(3) == rows[3]
+def test_no_token_is_read_twice_within_an_epoch_whatever_the_stages(tmp_path):
+    sources = [TokenStream(numbered_shards(tmp_path / str(n), n * 10**6), SEQ_LEN, seed=0) for n in range(2)]
+    stages = [Stage(0, as_shares([0.8, 0.2])), Stage(3, as_shares([0.3, 0.7]), 5), Stage(11, as_shares([0.5, 0.5]))]
+    order, batches = SampleOrder(stages, 8, 0), Counter()
+    steps = next(s for s in range(1000) if order.counts(s)[0] >= sources[0].sequences_per_epoch)
+    assert steps > 11
+    reader = Batches(sources, order, 4, 0, 1)
+    for step in range(steps):
+        for batch in reader.micro_batches(step, CPU):
+            batches.update(batch.tokens.flatten().tolist())
+    for number, source in enumerate(sources):
+        epochs = order.counts(steps)[number] / source.sequences_per_epoch
+        counts = [n for token, n in batches.items() if token // 10**6 == number]
+        assert sum(counts) == order.counts(steps)[number] * SEQ_LEN
+        assert set(counts) <= {int(epochs), int(epochs) + 1}
+        assert len(counts) == source.num_tokens or epochs < 1
 
 
 @pytest.mark.parametrize(("world", "micro_batch"), [(2, 1), (4, 2), (1, 8)])
@@ -87,7 +95,7 @@ def test_a_step_has_the_same_sequences_at_any_world_size(shards, world, micro_ba
     def step(size, micro):
         rows = []
         for rank in range(size):
-            batches = Batches([TokenStream(shards, SEQ_LEN, 0)], SampleOrder([1], 8, 0), micro, rank, size)
+            batches = Batches([TokenStream(shards, SEQ_LEN, 0)], SampleOrder(EVEN, 8, 0), micro, rank, size)
             rows += [row.tolist() for batch in batches.micro_batches(5, CPU) for row in batch.tokens]
         return sorted(rows)
 
@@ -95,9 +103,9 @@ def test_a_step_has_the_same_sequences_at_any_world_size(shards, world, micro_ba
 
 
 def test_attention_and_positions_stay_within_a_document(shards):
-    batches = Batches([TokenStream(shards, SEQ_LEN, 0)], SampleOrder([1], 4, 0), 4, 0, 1)
+    batches = Batches([TokenStream(shards, SEQ_LEN, 0)], SampleOrder(EVEN, 4, 0), 4, 0, 1)
     batch = batches.micro_batches(0, CPU)[0]
-    samples = [TokenStream(shards, SEQ_LEN, 0).sample(index) for _, index in SampleOrder([1], 4, 0).step(0)]
+    samples = [TokenStream(shards, SEQ_LEN, 0).sample(index) for _, index in SampleOrder(EVEN, 4, 0).step(0)]
     for row, sample in enumerate(samples):
         for i in range(SEQ_LEN):
             start = int(np.flatnonzero(sample.documents == sample.documents[i])[0])
@@ -147,27 +155,17 @@ def test_over_long_examples_are_an_error_or_dropped_and_counted(tmp_path, templa
         ChatExamples(path, template, 4, seed=0, over_long="drop")
 
 
-def test_data_takes_a_path_or_weighted_entries(tmp_path):
-    folder, file = tmp_path / "shards", tmp_path / "chat.jsonl"
-    folder.mkdir()
-    file.touch()
-    assert data_entries(str(folder)) == [{"shards": folder, "weight": 1.0}]
-    assert data_entries([{"chat": str(file), "weight": 2}, str(folder)]) == [
-        {"chat": file, "weight": 2},
-        {"shards": folder, "weight": 1.0},
-    ]
-
-
-def test_bad_data_entries_are_reported_together(tmp_path):
-    bad = [{"shard": "x"}, {"shards": str(tmp_path / "absent")}, {"shards": str(tmp_path), "weight": 0}]
-    with pytest.raises(ConfigError, match="3 problem") as error:
-        data_entries(bad)
-    for expected in (
-        "data[0]: has keys shard",
-        "data[1]: ",
-        "does not exist",
-        "data[2]: weight 0 is not a number above 0",
-    ):
-        assert expected in str(error.value)
-    with pytest.raises(ConfigError, match="data: is empty"):
-        data_entries([])
+def test_sources_tell_their_size_and_name_their_documents(shards, tmp_path, template):
+    stream = TokenStream(shards, SEQ_LEN, seed=0)
+    assert stream.num_tokens == shards.num_tokens == stream.sequences_per_epoch * SEQ_LEN
+    for index in (0, 7, 1000):
+        sample, names = stream.sample(index), stream.documents(index)
+        assert len(names) == sample.documents.max() + 1
+        for place, name in enumerate(names):
+            ids = sample.tokens[sample.documents == place].tolist()
+            whole = shards.read(int(name.split()[1]), 0, int(shards.document_lengths[int(name.split()[1])])).tolist()
+            assert any(whole[i : i + len(ids)] == ids for i in range(len(whole)))
+    chat = ChatExamples(write_examples(tmp_path / "chat.jsonl"), template, 160, seed=0, over_long="error")
+    epoch = [name for index in range(int(chat.sequences_per_epoch)) for name in chat.documents(index)]
+    assert sorted(epoch, key=int) == [str(n) for n in range(30)]
+    assert len(chat.documents(1)) == chat.sample(1).documents.max() + 1

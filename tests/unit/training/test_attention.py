@@ -1,0 +1,90 @@
+"""Attention within documents: every backend against arithmetic in fp64, and torchtune's layer."""
+
+import pytest
+import torch
+
+from recipes.training.attention import Documents, SelfAttention, attend, available
+from recipes.training.model import Architecture, build_model
+
+CPU = torch.device("cpu")
+NUMBERS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 1, 1, -1, -1]])
+
+
+def inputs(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, 8, heads, 4, generator=generator, dtype=dtype).requires_grad_() for heads in (4, 2, 2)]
+
+
+def reference(q, k, v, numbers):
+    """Softmax attention, written out position by position."""
+    out = torch.empty_like(q)
+    for b in range(q.shape[0]):
+        for t in range(q.shape[1]):
+            seen = [s for s in range(t + 1) if numbers[b, s] == numbers[b, t]]
+            for head in range(q.shape[2]):
+                keys, values = (x[b, seen, head // 2] for x in (k, v))
+                out[b, t, head] = torch.softmax(keys @ q[b, t, head] / 2, 0) @ values
+    return out
+
+
+@pytest.mark.parametrize("backend", ["per_document", "mask", "auto"])
+def test_output_and_gradients_are_those_of_the_definition(backend):
+    tensors, same = inputs(), inputs()
+    out = attend(*tensors, Documents.of(NUMBERS, CPU), backend)
+    wanted = reference(*same, NUMBERS)
+    torch.testing.assert_close(out, wanted)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+    (out * weight).sum().backward()
+    (wanted * weight).sum().backward()
+    for mine, theirs in zip(tensors, same, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_documents_end_at_changes_and_at_the_end_of_each_row():
+    documents = Documents.of(NUMBERS, CPU)
+    assert documents.ends == (3, 5, 8, 9, 14, 16)
+    assert documents.offsets.tolist() == [0, 3, 5, 8, 9, 14, 16, 16]
+    assert documents.offsets.dtype == torch.int32
+    assert Documents.of(torch.zeros(1, 8, dtype=torch.int64), CPU).offsets.tolist() == [0, 8]
+
+
+def test_no_document_sees_another():
+    q, k, v = inputs()
+    documents = Documents.of(NUMBERS, CPU)
+    before = attend(q, k, v, documents, "per_document")
+    with torch.no_grad():
+        for tensor in (q, k, v):
+            tensor[0, 3:5] += 1  # document 1 of the first row
+    after = attend(q, k, v, documents, "per_document")
+    changed = (before != after).flatten(2).any(2)
+    assert changed.nonzero().tolist() == [[0, 3], [0, 4]]
+
+
+def test_the_layer_equals_torchtunes_with_its_mask():
+    torch.manual_seed(0)
+    model = build_model(Architecture(64, 1, 4, 2, 32, 64, max_seq_len=8)).double()
+    stock = model.layers[0].attn
+    ours = SelfAttention(stock, "per_document")
+    assert ours.state_dict().keys() == stock.state_dict().keys()
+    x = torch.randn(2, 8, 32, dtype=torch.float64)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2], [0, 0, 1, 2, 3, 4, 0, 1]])
+    mask = (NUMBERS[:, :, None] == NUMBERS[:, None]).tril()
+    wanted = stock(x, x, mask=mask, input_pos=positions)
+    torch.testing.assert_close(ours(x, x, mask=Documents.of(NUMBERS, CPU), input_pos=positions), wanted)
+
+
+def test_a_backend_that_cannot_run_says_why():
+    assert available("per_document", "cpu", "fp32") is None
+    assert available("varlen", "cpu", "bf16") == "varlen needs device=cuda"
+    assert available("varlen", "cuda", "fp32") == "varlen needs precision=bf16"
+    assert available("varlen", "cuda", "bf16") is None
+
+
+@pytest.mark.gpu
+def test_varlen_equals_the_mask_on_a_gpu():
+    device = torch.device("cuda")
+    tensors = [t.detach().to(device, torch.bfloat16) for t in inputs(torch.float32)]
+    documents = Documents.of(NUMBERS, device)
+    torch.testing.assert_close(
+        attend(*tensors, documents, "varlen"), attend(*tensors, documents, "mask"), atol=2e-2, rtol=2e-2
+    )
