@@ -8,8 +8,8 @@ from typing import Any
 
 from rensa import RMinHash, RMinHashLSH
 
-from data_prep.corpus.pii import replace_pii
 from data_prep.dialogue.pairs import Pair, hangul_share, pair_fault
+from data_prep.filters.pii import replace_pii
 
 SPEAKERS = ("user", "assistant")
 # The JSON that is asked for; OpenAI's strict form: every key required, none besides.
