@@ -22,13 +22,18 @@ COMMANDS = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns its exit code: 0 done, 1 bad input, 130 interrupted."""
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all subcommands."""
     parser = argparse.ArgumentParser(prog="python -m data_prep", description="Text in, token shards out.")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         importlib.import_module(name).add_parser(subparsers)
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns its exit code: 0 done, 1 bad input, 130 interrupted; 3 is the command's own."""
+    args = make_parser().parse_args(arguments)
     try:
         return int(args.run(args))
     except UserError as error:
