@@ -2,30 +2,36 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from configs.loader import UserError
 
+PROGRAM = "python -m data_prep"
 COMMANDS = (
     "data_prep.wiki.download",
     "data_prep.corpus.clean",
     "data_prep.dedup.command",
-    "data_prep.dedup.cluster",
-    "data_prep.dialogue.augment",
-    "data_prep.dialogue.commands",
     "data_prep.tokens.encode",
+    "data_prep.tokens.extend_vocab",
     "data_prep.tokens.stats",
     "data_prep.tokens.inspection",
-    "data_prep.tokens.extend_vocab",
+    "data_prep.dedup.cluster",
+    "data_prep.dialogue.commands",
+    "data_prep.dialogue.augment",
     "data_prep.sample.build",
 )
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all subcommands."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep", description="Text in, token shards out.")
-    subparsers = parser.add_subparsers(dest="command", required=True)
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, usage=f"{PROGRAM} [-h] SUBCOMMAND ...", description="Text in, token shards out."
+    )
+    subparsers = parser.add_subparsers(
+        dest="command", required=True, prog=PROGRAM, title="subcommands", metavar="SUBCOMMAND (each has its --help)"
+    )
     for name in COMMANDS:
         importlib.import_module(name).add_parser(subparsers)
     return parser
@@ -35,13 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit code: 0 done, 1 bad input, 130 interrupted; 3 is the command's own."""
     args = make_parser().parse_args(arguments)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         print("interrupted; what is complete is kept", file=sys.stderr, flush=True)
         return 130
+    except BrokenPipeError:  # the reader, such as `head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        return 0
 
 
 if __name__ == "__main__":

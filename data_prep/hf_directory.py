@@ -7,7 +7,7 @@ safetensors README), so that a tool can plan a merge or a load of 70B without to
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -98,14 +98,86 @@ def read_header(file: Path) -> list[TensorEntry]:
             raise ConfigError(file, [f"has a damaged safetensors header: {error}; copy it again"]) from None
     header.pop("__metadata__", None)
     base = 8 + length
-    entries = [
-        TensorEntry(name, info["dtype"], tuple(info["shape"]), file, *(base + o for o in info["data_offsets"]))
-        for name, info in header.items()
-    ]
+    try:
+        entries = [
+            TensorEntry(name, info["dtype"], tuple(info["shape"]), file, *(base + o for o in info["data_offsets"]))
+            for name, info in header.items()
+        ]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(file, [f"has a damaged safetensors header: {error!r}; copy it again"]) from None
+    for entry in entries:
+        expected = math.prod(entry.shape) * ITEM_BYTES.get(entry.dtype, 0)
+        if entry.dtype in ITEM_BYTES and entry.num_bytes != expected:
+            text = f"{entry.name} has {entry.num_bytes} bytes, {expected} by its shape and dtype; copy it again"
+            raise ConfigError(file, [text])
     end = max((entry.stop for entry in entries), default=base)
     if end != size:
         raise ConfigError(file, [f"has {size} bytes where its header says {end}; copy it again"])
     return sorted(entries, key=lambda entry: entry.start)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file to be written: its name, everything before the data, and where each tensor goes."""
+
+    name: str
+    header: bytes
+    tensors: dict[str, TensorEntry]  # `file` is the name alone; offsets are from the start of the file
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole file."""
+        return max((entry.stop for entry in self.tensors.values()), default=len(self.header))
+
+
+def plan_shards(planned: Iterable[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int = 5 * 10**9) -> list[Shard]:
+    """Spreads tensors over files, in order; one file is called `model.safetensors`, as transformers does.
+
+    Args:
+        planned: (name, safetensors dtype, shape) of every tensor, in the order of writing.
+        max_shard_bytes: a shard closes before its data would exceed this (one tensor always fits).
+    """
+    groups: list[list[tuple[str, str, tuple[int, ...], int]]] = [[]]
+    filled = 0
+    for name, dtype, shape in planned:
+        num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+        if filled and filled + num_bytes > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append((name, dtype, shape, num_bytes))
+        filled += num_bytes
+    count = len(groups)
+    names = [f"model-{index:05d}-of-{count:05d}.safetensors" for index in range(1, count + 1)]
+    return [
+        _shard(name, group) for name, group in zip(names if count > 1 else ["model.safetensors"], groups, strict=True)
+    ]
+
+
+def write_index(folder: Path, shards: Sequence[Shard]) -> None:
+    """Writes the index of a model of several shards; one of a single file needs none."""
+    if len(shards) == 1:
+        return
+    total = sum(entry.num_bytes for shard in shards for entry in shard.tensors.values())
+    weight_map = {name: shard.name for shard in shards for name in shard.tensors}
+    partial = folder / f"{INDEX}.tmp"
+    partial.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+    partial.replace(folder / INDEX)
+
+
+def _shard(name: str, group: list[tuple[str, str, tuple[int, ...], int]]) -> Shard:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor, dtype, shape, num_bytes in group:
+        header[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
+        offset += num_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data of every tensor starts at a multiple of 8
+    base = 8 + len(text)
+    entries = {
+        tensor: TensorEntry(tensor, dtype, shape, Path(name), *(base + o for o in header[tensor]["data_offsets"]))
+        for tensor, dtype, shape, _ in group
+    }
+    return Shard(name, struct.pack("<Q", len(text)) + text, entries)
 
 
 class TensorWriter:
@@ -126,16 +198,8 @@ class TensorWriter:
             max_shard_bytes: a shard closes before it would exceed this (one tensor always fits).
         """
         self._folder = folder
-        self._shards: list[dict[str, tuple[str, tuple[int, ...], int]]] = [{}]
-        filled = 0
-        for name, dtype, shape in planned:
-            num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
-            if filled and filled + num_bytes > max_shard_bytes:
-                self._shards.append({})
-                filled = 0
-            self._shards[-1][name] = (dtype, shape, num_bytes)
-            filled += num_bytes
-        self._order = [(index, name) for index, shard in enumerate(self._shards) for name in shard]
+        self._shards = plan_shards(planned, max_shard_bytes)
+        self._order = [(index, name) for index, shard in enumerate(self._shards) for name in shard.tensors]
         self._written = 0
         self._stream: BinaryIO | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +214,7 @@ class TensorWriter:
     def write(self, name: str, data: bytes | np.ndarray) -> None:
         """Appends the bytes of the next planned tensor."""
         shard, expected = self._order[self._written]
-        num_bytes = self._shards[shard][expected][2]
+        num_bytes = self._shards[shard].tensors[expected].num_bytes
         assert name == expected, f"tensor {name} written where {expected} was planned"
         assert len(data) == num_bytes, f"tensor {name} has {len(data)} bytes, planned {num_bytes}"
         if self._stream is None or self._order[self._written - 1][0] != shard:
@@ -164,33 +228,16 @@ class TensorWriter:
         assert self._written == len(self._order), f"{self._written} of {len(self._order)} tensors written"
         if self._stream is not None:
             self._stream.close()
-        names = [self._name(index) for index in range(len(self._shards))]
-        for name in names:
-            (self._folder / f"{name}.tmp").replace(self._folder / name)
-        if len(names) > 1:
-            total = sum(size for shard in self._shards for _, _, size in shard.values())
-            weight_map = {tensor: names[index] for index, tensor in self._order}
-            index_file = self._folder / INDEX
-            partial = index_file.with_name(INDEX + ".tmp")
-            partial.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
-            partial.replace(index_file)
-
-    def _name(self, index: int) -> str:
-        count = len(self._shards)
-        return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+        for shard in self._shards:
+            (self._folder / f"{shard.name}.tmp").replace(self._folder / shard.name)
+        write_index(self._folder, self._shards)
 
     def _open(self, index: int) -> None:
         if self._stream is not None:
             self._stream.close()
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name, (dtype, shape, num_bytes) in self._shards[index].items():
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
-            offset += num_bytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the data of every tensor starts at a multiple of 8
-        self._stream = (self._folder / f"{self._name(index)}.tmp").open("wb")
-        self._stream.write(struct.pack("<Q", len(text)) + text)
+        shard = self._shards[index]
+        self._stream = (self._folder / f"{shard.name}.tmp").open("wb")
+        self._stream.write(shard.header)
 
 
 def _tensor_files(path: Path) -> list[Path]:

@@ -3,22 +3,24 @@
 Memory does not grow with the corpus but for one byte a document: hashes are compared in passes over their files.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.corpus.report import length_histogram
 from data_prep.corpus.shard import KEYS, ShardTask
 from data_prep.disk import disk_full
-from data_prep.document import CorpusError, read_jsonl, write_jsonl
+from data_prep.document import CorpusError, read_jsonl
 from data_prep.lineage import write_json
 from data_prep.pool import Report, run_tasks
-from data_prep.shard_files import check_ledger, read_json
+from data_prep.shard_files import check_ledger, encode_line, line_writer, read_json, read_lines
 from data_prep.wiki.unknown import UnknownTemplates
 
 REASONS = ("", "duplicate_id", "duplicate", "stub_family")
@@ -124,16 +126,20 @@ def place(task: PlaceTask, report: Report) -> None:
                     source.replace(target)
             return
         (rejected, _), (documents, _) = files
-        rows = enumerate(read_jsonl(documents))
-        gone = ({**row, "reason": REASONS[task.drops[i]]} for i, row in rows if i in task.drops)
-        write_jsonl(task.out / rejected.name, chain(read_jsonl(rejected), gone))
-        kept = (row for i, row in enumerate(read_jsonl(documents)) if i not in task.drops)
-        write_jsonl(task.out / documents.name, kept)
+        with line_writer(task.out / rejected.name) as reject, line_writer(task.out / documents.name) as keep:
+            for line in read_lines(rejected):
+                reject(line)
+            for i, line in enumerate(read_lines(documents)):
+                if i in task.drops:
+                    reject(encode_line({**json.loads(line), "reason": REASONS[task.drops[i]]}))
+                else:
+                    keep(line)
 
 
 def _totals(shards: Sequence[ShardTask], drops: list[Drops]) -> tuple[dict[str, Any], UnknownTemplates]:
     """Adds up the shards' summaries, with what goes in the end."""
     num_in = num_out = num_chars = 0
+    lengths: Counter[int] = Counter()
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("dropped", "dropped_characters", "changes")}
     unknown = UnknownTemplates()
     losses: list[dict[str, Any]] = []
@@ -143,6 +149,7 @@ def _totals(shards: Sequence[ShardTask], drops: list[Drops]) -> tuple[dict[str, 
         num_in += summary["ledger"]["in"]
         num_out += int((dropped == 0).sum())
         num_chars += int(chars[dropped == 0].sum())
+        lengths.update(length_histogram(chars[dropped == 0]))
         for code, reason in enumerate(REASONS[1:], start=1):
             counts["dropped"][reason] += int((dropped == code).sum())
             counts["dropped_characters"][reason] += int(chars[dropped == code].sum())
@@ -156,6 +163,7 @@ def _totals(shards: Sequence[ShardTask], drops: list[Drops]) -> tuple[dict[str, 
         "ledger": {"in": num_in, "out": num_out, "dropped": sums["dropped"]},
         "dropped_characters": sums["dropped_characters"],
         "counts": {"documents": num_out, "characters": num_chars, "shards": len(shards)},
+        "lengths": [{"from": start, "documents": number} for start, number in sorted(lengths.items())],
         "changes": sums["changes"],
         "unknown_templates": unknown.as_json(TOP_UNKNOWN),
         "losses": losses,

@@ -35,6 +35,7 @@ WORK = "work"
 STYLES = ("documents", "kowikitext")
 LOSS_EXIT = 3
 OUT_PER_INPUT_BYTE = 0.5
+STYLE_PER_INPUT_BYTE = 1.0  # kowikitext is not compressed
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,12 @@ def run(args: argparse.Namespace) -> int:
             run.
     """
     _check_options(args)
-    plan = _plan(args)
-    _check_room(plan)
+    asked = plan(args)
+    _check_room(asked)
     with disk_full(args.out):
-        state = open_run(args.out, plan.settings)
+        state = open_run(args.out, asked.settings)
         with locked(args.out):
-            facts = _run(plan, state)
+            facts = _run(asked, state)
     return _exit_code(facts, args.accept_loss)
 
 
@@ -141,8 +142,12 @@ def _check_options(args: argparse.Namespace) -> None:
     Shares(args.dev_share, args.test_share).check()
 
 
-def _plan(args: argparse.Namespace) -> CleanRun:
-    """Returns what the options ask for; nothing is written yet."""
+def plan(args: argparse.Namespace) -> CleanRun:
+    """Returns what the options ask for; nothing is written yet.
+
+    Raises:
+        UserError: the source, the rules or the templates cannot be used.
+    """
     source = readers.from_arguments(args) or open_dump(
         args.dump, args.lang, args.templates, int(args.max_page_mb * 1e6)
     )
@@ -175,7 +180,8 @@ def _check_room(plan: CleanRun) -> None:
     """Compares an estimate of what a new run writes with the room there is."""
     size = _input_bytes(plan)
     if size is not None and not (plan.out / RUN).is_file():
-        check_free(plan.out, int(size * OUT_PER_INPUT_BYTE), "the corpus of this input")
+        share = OUT_PER_INPUT_BYTE + (STYLE_PER_INPUT_BYTE if plan.shares else 0)
+        check_free(plan.out, int(size * share), "the corpus of this input")
 
 
 def _clean_all(plan: CleanRun) -> list[ShardTask]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from data_prep.corpus.report_page import page
@@ -24,11 +26,11 @@ def write_report(folder: Path, facts: Mapping[str, Any]) -> None:
     """Writes `report.json` and `report.html` into a finished output folder.
 
     Args:
-        folder: holds `documents-*.jsonl.zst` and `rejected-*.jsonl.zst`; of the latter each line is a document with
-            its `reason`, and perhaps `detail`: the value that crossed the limit.
-        facts: `ledger` (in, out, dropped by reason); if there are: `counts` (documents, characters), `changes`
-            (what `filters.prepare` counted), `unknown_templates` (`UnknownTemplates.as_json()`), `losses` (of the
-            input), `settings`.
+        folder: holds `rejected-*.jsonl.zst`; each line is a document with its `reason`, and perhaps `detail`: the
+            value that crossed the limit.
+        facts: `ledger` (in, out, dropped by reason); if there are: `counts` (documents, characters), `lengths`
+            (rows of `from`, `documents`: `length_histogram` of what stays), `changes` (what `filters.prepare`
+            counted), `unknown_templates` (`UnknownTemplates.as_json()`), `losses` (of the input), `settings`.
 
     Raises:
         CorpusError: a file of the folder is damaged.
@@ -45,7 +47,6 @@ def collect(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     rejected = _Rejected()
     for row in _rows(folder, "rejected"):
         rejected.add(row)
-    kept = Counter(length_bin(len(row["text"])) for row in _rows(folder, "documents"))
     dropped = dict(facts["ledger"]["dropped"])
     unknown = facts.get("unknown_templates") or {}
     return {
@@ -53,7 +54,7 @@ def collect(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         "counts": facts.get("counts", {}),
         "dropped_characters": {reason: rejected.characters[reason] for reason in dropped if reason in rejected.samples},
         "changes": dict(sorted((facts.get("changes") or {}).items())),
-        "lengths": [{"from": start, "documents": kept[start]} for start in LENGTHS],
+        "lengths": facts.get("lengths", []),
         "samples": {reason: rejected.best(reason) for reason in dropped if reason in rejected.samples},
         "unknown_templates": dict(list(unknown.items())[:TOP_UNKNOWN]),
         "num_unknown_templates": len(unknown),
@@ -62,9 +63,11 @@ def collect(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def length_bin(num_chars: int) -> int:
-    """Returns the lower end of the bin a length falls into."""
-    return next(start for start in reversed(LENGTHS) if num_chars >= start)
+def length_histogram(num_chars: npt.ArrayLike) -> dict[int, int]:
+    """Returns lower end of each bin -> how many of the lengths, characters, fall into it."""
+    places = np.searchsorted(LENGTHS, np.asarray(num_chars), side="right") - 1
+    numbers = np.bincount(places, minlength=len(LENGTHS))
+    return dict(zip(LENGTHS, numbers.tolist(), strict=True))
 
 
 class _Rejected:

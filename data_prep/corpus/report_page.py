@@ -122,6 +122,8 @@ def _dropped(report: Mapping[str, Any]) -> str:
 
 
 def _lengths(lengths: Sequence[Mapping[str, int]]) -> str:
+    if not lengths:
+        return ""
     total = sum(row["documents"] for row in lengths)
     most = max((row["documents"] for row in lengths), default=0)
     ends = [f" – {row['from'] - 1:,}" for row in lengths[1:]] + [" and more"]

@@ -158,7 +158,7 @@ def make_plan(cfg: DictConfig, name: object) -> Plan:
         num_files += len(list(folder.glob("documents-*.jsonl.zst")))
     parts: list[ShardTask] = []
     for args in cleans:
-        plan = clean._plan(args)
+        plan = clean.plan(args)
         facts.append(plan.settings)
         parts += _begin_clean(plan)
     num_tasks = max(1, min(cfg.max_tasks, len(parts) + num_files))

@@ -94,21 +94,25 @@ def find_duplicates(
         if text >= 0 and (twin := int(keeper_of_text[text])) >= 0:
             kind, keeper, equal = EXACT, twin, minhash.NUM_PERMUTATIONS
         else:
-            keeper, equal = _likest(sketches, position, kept.of(row), rank)
-            kind = NEAR
+            kind, (keeper, equal) = NEAR, _likest(sketches, position, kept.of(row), rank)
             if equal < least:
-                keeper = int(keeper_of_name[name]) if name >= 0 else -1
-                kind = SAME_ID if keeper >= 0 else KEPT
-                equal = int(minhash.num_equal(sketches[[keeper]], sketches[position])[0]) if keeper >= 0 else 0
-        if kind != KEPT:
-            verdicts.kind[position], verdicts.keeper[position], verdicts.num_equal[position] = kind, keeper, equal
-            continue
-        kept.add(position, row)
-        if text >= 0:
-            keeper_of_text[text] = position
-        if name >= 0:
-            keeper_of_name[name] = position
+                namesake = int(keeper_of_name[name]) if name >= 0 else -1
+                kind, keeper, equal = _by_name(sketches, position, namesake)
+        verdicts.kind[position], verdicts.keeper[position], verdicts.num_equal[position] = kind, keeper, equal
+        if kind == KEPT:
+            kept.add(position, row)
+            if text >= 0:
+                keeper_of_text[text] = position
+            if name >= 0:
+                keeper_of_name[name] = position
     return verdicts
+
+
+def _by_name(sketches: minhash.Sketches, position: int, namesake: int) -> tuple[int, int, int]:
+    """Returns kind, keeper and equal columns of a document that is like none; `namesake` is -1 without one."""
+    if namesake < 0:
+        return KEPT, -1, 0
+    return SAME_ID, namesake, int(minhash.num_equal(sketches[[namesake]], sketches[position])[0])
 
 
 def _likest(sketches: minhash.Sketches, position: int, candidates: Ints, rank: Ints) -> tuple[int, int]:

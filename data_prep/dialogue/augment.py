@@ -49,7 +49,7 @@ CUES = {
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command `augment`."""
-    parser = subparsers.add_parser("augment", help="aligned dialogues to chat examples in four language patterns")
+    parser = subparsers.add_parser("augment", help="aligned dialogues to chat examples in four forms")
     parser.add_argument(
         "--pairs", type=Path, required=True, metavar="FILE.jsonl", help="lines of id, en, ko; or of id, turns"
     )

@@ -18,7 +18,7 @@ _EMAIL = re.compile(
 _RRN = re.compile(
     r"[0-9](?<![A-Za-z0-9.,\-–−/=_&?%#][0-9])[0-9]{5}(?: ?[-–−] ?)?[0-9]{7}(?![A-Za-z0-9_/&]|[.,\-–−][0-9])"
 )
-_SEVEN_DIGITS = re.compile(r"[0-9]{7}")
+_SEVEN_DIGITS = re.compile(r"[0-9][0-9]{6}")  # a plain class first lets `re` skip to the next digit
 _RRN_WEIGHTS = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)
 _FIRST_CENTURY = {1: 1900, 2: 1900, 5: 1900, 6: 1900, 3: 2000, 4: 2000, 7: 2000, 8: 2000, 9: 1800, 0: 1800}
 _LAST_BIRTH_YEAR = 2040  # a later one is no birth; fixed, so that the same text always gives the same result

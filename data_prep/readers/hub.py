@@ -8,6 +8,7 @@ from typing import Any
 from data_prep.document import CorpusError
 from data_prep.lineage import sha256_path
 from data_prep.readers.fields import Fields, Record, Records
+from data_prep.readers.rows import one_line
 from data_prep.source import Part, PartReader
 
 
@@ -55,7 +56,7 @@ class HubSource:
                 yield number, part.start, row
         except (OSError, ValueError) as error:
             raise CorpusError(
-                f"{self.name} part {part.start} cannot be read: {_one_line(error)}; readable files are expected; "
+                f"{self.name} part {part.start} cannot be read: {one_line(error)}; readable files are expected; "
                 "run again, or download the dataset and give its folder"
             ) from None
 
@@ -67,7 +68,7 @@ class HubSource:
             found = datasets.load_dataset(self.name, self.subset, split=self.split, streaming=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CorpusError(
-                f"{self.name}{f' ({self.subset})' if self.subset else ''} cannot be opened: {_one_line(error)}; "
+                f"{self.name}{f' ({self.subset})' if self.subset else ''} cannot be opened: {one_line(error)}; "
                 "an existing path, or a dataset of the Hugging Face Hub and access to it, is expected; "
                 "correct --documents, --subset or --split"
             ) from None
@@ -88,10 +89,6 @@ def _commit(name: str) -> str:
         return str(HfApi().dataset_info(name).sha)
     except (OSError, ValueError) as error:
         raise CorpusError(
-            f"{name}: the Hub does not tell its version: {_one_line(error)}; access to it is expected; "
+            f"{name}: the Hub does not tell its version: {one_line(error)}; access to it is expected; "
             "download the dataset and give its folder"
         ) from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

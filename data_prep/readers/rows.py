@@ -51,7 +51,7 @@ def read_parquet_part(part: Part, fields: Fields) -> Iterator[Record]:
                     yield number, start + (end - start) * (number - first) // num_rows, row
         except (ArrowException, OSError) as error:
             raise CorpusError(
-                f"{part.path} is damaged in row group {group} after row {number}: {_one_line(error)}; "
+                f"{part.path} is damaged in row group {group} after row {number}: {one_line(error)}; "
                 "a whole Parquet file is expected; copy it anew"
             ) from None
 
@@ -64,7 +64,7 @@ def _open_parquet(path: Path) -> Any:
         return ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)  # pages, not whole columns, in memory
     except (ArrowException, OSError) as error:
         raise CorpusError(
-            f"{path} is no Parquet file, or damaged: {_one_line(error)}; copy it anew, or give its --format"
+            f"{path} is no Parquet file, or damaged: {one_line(error)}; copy it anew, or give its --format"
         ) from None
 
 
@@ -107,7 +107,7 @@ def read_saved_part(part: Part, fields: Fields) -> Iterator[Record]:
                 number += 1
                 yield number, number * num_bytes // num_rows, dict(zip(batch, values, strict=True))
     except (OSError, ValueError) as error:
-        raise CorpusError(f"{part.path} is damaged after row {number}: {_one_line(error)}; save it anew") from None
+        raise CorpusError(f"{part.path} is damaged after row {number}: {one_line(error)}; save it anew") from None
 
 
 def _saved_size(path: Path) -> tuple[int, int]:
@@ -122,7 +122,7 @@ def _open_saved(path: Path) -> Any:
         return datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
         raise CorpusError(
-            f"{path} is no dataset that `save_to_disk` wrote, or damaged: {_one_line(error)}; save it anew"
+            f"{path} is no dataset that `save_to_disk` wrote, or damaged: {one_line(error)}; save it anew"
         ) from None
 
 
@@ -131,5 +131,6 @@ def saved_splits(path: Path) -> list[str]:
     return sorted(folder.name for folder in path.iterdir() if (folder / "state.json").is_file())
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def one_line(error: BaseException) -> str:
+    """Returns what a library's error says, as a part of a message."""
+    return " ".join(str(error).split())[:300]

@@ -6,6 +6,7 @@ order of the input and does not depend on the number of workers.
 
 import collections
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -95,7 +96,9 @@ def read_batches(paths: Sequence[Path], skip: int) -> Iterator[Batch]:
         before += path.stat().st_size
 
 
-def encode_batches(batches: Iterable[Batch], tokenizer: Path, policy: Policy, workers: int) -> Iterator[EncodedBatch]:
+def encode_batches(
+    batches: Iterable[Batch], tokenizer: Tokenizer, policy: Policy, workers: int
+) -> Iterator[EncodedBatch]:
     """Yields the encoded batches in order; what waits is bounded in number and in bytes.
 
     Raises:
@@ -112,7 +115,7 @@ def encode_batches(batches: Iterable[Batch], tokenizer: Path, policy: Policy, wo
             size = sum(len(line) for _, line in batch.lines)
             while waiting and (len(waiting) >= 4 * workers or sum(n for n, _ in waiting) + size > MAX_WAITING_BYTES):
                 yield waiting.popleft()[1].result()
-            waiting.append((size, pool.submit(encode_batch, tokenizer, policy, batch)))
+            waiting.append((size, pool.submit(_encode_in_worker, tokenizer.path, policy, batch)))
         while waiting:
             yield waiting.popleft()[1].result()
     except BrokenProcessPool:
@@ -124,11 +127,10 @@ def encode_batches(batches: Iterable[Batch], tokenizer: Path, policy: Policy, wo
         pool.shutdown(cancel_futures=True)
 
 
-def encode_batch(tokenizer: Path, policy: Policy, batch: Batch) -> EncodedBatch:
+def encode_batch(tokenizer: Tokenizer, policy: Policy, batch: Batch) -> EncodedBatch:
     """Parses and encodes the documents of a batch on one core."""
-    loaded = _load_once(tokenizer)
-    begin = np.array([loaded.bos_id] if policy.bos else [], dtype=np.uint32)
-    end = np.array([loaded.eos_id] if policy.eos else [], dtype=np.uint32)
+    begin = np.array([tokenizer.bos_id] if policy.bos else [], dtype=np.uint32)
+    end = np.array([tokenizer.eos_id] if policy.eos else [], dtype=np.uint32)
     parts: list[Ids] = []
     origins: list[tuple[str, str]] = []
     encoded: list[bytes] = []
@@ -137,7 +139,7 @@ def encode_batch(tokenizer: Path, policy: Policy, batch: Batch) -> EncodedBatch:
         row = _parse(batch.path, number, line)
         text = document_text(row.get("title", ""), row["text"])
         encoded.append(_to_utf8(row["id"], text))
-        ids = loaded.encode_array(text) if text.strip() else begin[:0]
+        ids = tokenizer.encode_array(text) if text.strip() else begin[:0]
         document = [begin, ids, end] if ids.size else []
         parts += document
         origins.append((row.get("source", ""), row.get("lang", "")))
@@ -172,18 +174,24 @@ def num_hangul_syllables(texts: Sequence[bytes]) -> npt.NDArray[np.int64]:
 
     On the bytes of all texts together, as calls on short arrays would take a tenth of a tokenizer's time.
     """
-    data = np.frombuffer(b"".join(texts) + bytes(2), dtype=np.uint8)
-    is_syllable = (data == 0xEB) | (data == 0xEC)  # every character of three bytes that starts so is one
-    first, last = np.flatnonzero(data == 0xEA), np.flatnonzero(data == 0xED)
-    is_syllable[first[data[first + 1] >= 0xB0]] = True  # from EA B0 80
+    data = np.frombuffer(b"".join([*texts, bytes(2)]), dtype=np.uint8)
+    is_syllable = np.zeros(len(data), dtype=bool)
+    for start in range(0, len(data) - 2, BLOCK_BYTES):  # a document of 200 MB would take 2 GB at once
+        block = data[start : start + BLOCK_BYTES + 2]
+        is_syllable[start : start + len(block) - 2] = _starts_syllable(block)
+    ends = list(itertools.accumulate(map(len, texts)))
+    counts = [np.count_nonzero(is_syllable[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    return np.array(counts, dtype=np.int64)
+
+
+def _starts_syllable(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Returns of each byte of UTF-8 text whether a syllable starts there; the last two are looked at only."""
+    is_start = (data[:-2] == 0xEB) | (data[:-2] == 0xEC)  # every character of three bytes that starts so is one
+    first, last = np.flatnonzero(data[:-2] == 0xEA), np.flatnonzero(data[:-2] == 0xED)
+    is_start[first[data[first + 1] >= 0xB0]] = True  # from EA B0 80
     tails = data[last + 1].astype(np.int64) * 256 + data[last + 2]
-    is_syllable[last[tails <= 0x9EA3]] = True  # to ED 9E A3
-    lengths = np.array([len(text) for text in texts], dtype=np.int64)
-    counts = np.zeros(len(texts), dtype=np.int64)
-    starts = (np.cumsum(lengths) - lengths)[lengths > 0]
-    if starts.size:
-        counts[lengths > 0] = np.add.reduceat(is_syllable, starts, dtype=np.int64)
-    return counts
+    is_start[last[tails <= 0x9EA3]] = True  # to ED 9E A3
+    return is_start
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -240,6 +248,10 @@ def _read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
         raise CorpusError(f"{path} is no zstd file, or damaged: {error}; write the file anew") from None
     if not frame.eof:
         raise CorpusError(f"{path} is cut short at {path.stat().st_size} bytes; write the file anew")
+
+
+def _encode_in_worker(tokenizer: Path, policy: Policy, batch: Batch) -> EncodedBatch:
+    return encode_batch(_load_once(tokenizer), policy, batch)
 
 
 def _start_worker() -> None:

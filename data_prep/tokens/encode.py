@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data_prep import lineage
 from data_prep.document import CorpusError, read_documents
+from data_prep.run_folder import RUN, locked
 from data_prep.tokens.batches import EncodedBatch, Policy, document_text, encode_batches, read_batches
 from data_prep.tokens.shards import ShardWriter
 from data_prep.tokens.tokenizer import load_tokenizer, train_tokenizer
@@ -82,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     """Encodes every document, nothing truncated, and writes the shards; a killed run goes on at its last shard.
 
     Raises:
-        CorpusError: an option, a document or the tokenizer cannot be used, or the disk is full.
+        CorpusError: an option, a document or the tokenizer cannot be used, another run writes the same shards, or the
+            disk is full.
     """
     for option, value in (("--workers", args.workers), ("--tokens-per-shard", args.tokens_per_shard)):
         if value < 1:
@@ -96,9 +98,10 @@ def run(args: argparse.Namespace) -> int:
     made_of = lineage.sha256_json([settings, {name: lineage.sha256_path(path) for name, path in inputs.items()}])
     counts = Counts()
     try:
-        with ShardWriter(args.out, args.tokens_per_shard, (made_of, counts.as_json)) as writer:
+        args.out.mkdir(parents=True, exist_ok=True)
+        with locked(args.out), ShardWriter(args.out, args.tokens_per_shard, (made_of, counts.as_json)) as writer:
             counts.resume(writer.resumed)
-            seconds = _write(writer, counts, tokenizer, paths, args)
+            rates = _write(writer, counts, tokenizer, paths, args)
             _check_ledger(args.out, counts.ledger)
             facts = {"settings": settings, "tokenizer": _describe(tokenizer, args), **counts.as_json()}
             manifest = writer.finish(inputs, **facts)
@@ -107,7 +110,6 @@ def run(args: argparse.Namespace) -> int:
             f"{args.out}: {error}; the shards could not be written or read whole; "
             "make room or mend the path, and run again: finished shards are kept"
         ) from None
-    rates = ", ".join(f"{name} {rate}" for name, rate in seconds.items())
     told = f"{manifest['num_documents']} documents, {manifest['num_tokens']} tokens"
     print(f"{args.out}: {told}; {rates}; ledger {counts.ledger}")
     return 0
@@ -115,22 +117,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(
     writer: ShardWriter, counts: Counts, tokenizer: Tokenizer, paths: Sequence[Path], args: argparse.Namespace
-) -> dict[str, str]:
+) -> str:
     """Encodes what is left of the documents and returns the rates in words."""
     if done := counts.ledger["documents_in"]:
         print(f"{args.out}: going on behind {done} documents that an earlier run has written", file=sys.stderr)
     batches = read_batches(paths, done)
     begin, num_bytes, num_tokens = time.monotonic(), 0, 0
-    rates: dict[str, str] = {}
+    rates = "nothing left to encode"
     layout = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
     with tqdm(total=sum(path.stat().st_size for path in paths), bar_format=layout, disable=None) as bar:
-        for encoded in encode_batches(batches, tokenizer.path, Policy(args.bos, args.eos), args.workers):
+        for encoded in encode_batches(batches, tokenizer, Policy(args.bos, args.eos), args.workers):
             _add(writer, counts, encoded)
             num_tokens += encoded.ids.size
             num_bytes += int(encoded.counts[:, 1].sum())
             seconds = max(time.monotonic() - begin, 1e-9)
-            rates = {"MB/s": f"{num_bytes / 1e6 / seconds:.1f}", "tokens/s": f"{num_tokens / seconds:,.0f}"}
-            bar.set_postfix(rates, refresh=False)
+            rates = f"{num_bytes / 1e6 / seconds:.1f} MB/s, {num_tokens / seconds:,.0f} tokens/s"
+            bar.set_postfix_str(rates, refresh=False)
             bar.update(encoded.num_read - bar.n)
     return rates
 
@@ -165,6 +167,7 @@ def run_train_tokenizer(args: argparse.Namespace) -> int:
     facts = {"vocab_size": args.vocab_size}
     if is_made(args.out, inputs, facts):
         return 0
+    document_files(args.documents)
     documents = itertools.chain.from_iterable(map(read_documents, args.documents))
     texts = (
         document_text(document.title, document.text) for document in tqdm(documents, unit=" documents", disable=None)
@@ -179,8 +182,13 @@ def document_files(folders: Sequence[Path]) -> list[Path]:
     """Returns the documents files of all folders in order.
 
     Raises:
-        CorpusError: a folder holds none.
+        CorpusError: a folder holds none, or is what an unfinished command has written so far.
     """
+    if unfinished := [one for one in folders if (one / RUN).is_file() and not (one / lineage.MANIFEST).is_file()]:
+        raise CorpusError(
+            f"{unfinished[0]} has no {lineage.MANIFEST}, so it is unfinished; a complete folder is expected; "
+            "run the command that writes it to its end"
+        )
     found = {folder: sorted(folder.glob("documents-*.jsonl.zst")) for folder in folders}
     if empty := [folder for folder, paths in found.items() if not paths]:
         raise CorpusError(f"{empty[0]} holds no documents-*.jsonl.zst; give the output folder of `data_prep clean`")

@@ -21,7 +21,7 @@ from data_prep.hf_directory import TOKENIZER_FILES
 from data_prep.tokens.batches import document_text
 from data_prep.tokens.encode import document_files, folder_inputs, is_made
 from data_prep.tokens.inspection import EXTENSION
-from data_prep.tokens.tokenizer import load_tokenizer
+from data_prep.tokens.tokenizer import load_tokenizer, write_bytes
 from data_prep.tokens.tokenizer_formats import Tokenizer, readable
 from data_prep.tokens.tokenizer_sentencepiece import SPACE
 from data_prep.tokens.vocab_bases import Base, Segments, Symbol, open_base
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     lineage.write_json(args.out / EXTENSION, _describe(base, extension, tokens))
     lineage.write_manifest(args.out, inputs, settings=settings, vocab_size=tokenizer.vocab_size + num_pieces)
     print(f"{path}: {tokenizer.vocab_size} + {num_pieces} = {tokenizer.vocab_size + num_pieces} pieces")
+    print(f"on the first {sum(row['documents'] for row in tokens)} of the documents it was learnt on:")
     for row in tokens:
         ratio = row["tokens_after"] / row["tokens_before"]
         told = f"{row['tokens_per_document_before']} -> {row['tokens_per_document_after']} tokens a document"
@@ -210,15 +211,9 @@ def _write(out: Path, base: Base, extension: Extension) -> Path:
     for name in TOKENIZER_FILES:
         source = base.tokenizer.path.parent / name
         if base.file == "tokenizer.json" and source.is_file() and "tokenizer.model" not in name and name != base.file:
-            _write_whole(out / name, source.read_bytes())
-    _write_whole(out / base.file, base.extended(extension.pieces, extension.merges))
+            write_bytes(out / name, source.read_bytes())
+    write_bytes(out / base.file, base.extended(extension.pieces, extension.merges))
     return out / base.file
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def _describe(base: Base, extension: Extension, tokens: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.document import CorpusError, Document
-from data_prep.lineage import MANIFEST
 from data_prep.tokens.batches import read_lines
-from data_prep.tokens.shard_format import FORMAT, TOKEN
+from data_prep.tokens.shard_format import TOKEN, kind_of
 from data_prep.tokens.shards import Shards
 from data_prep.tokens.tokenizer import load_tokenizer
 from data_prep.tokens.tokenizer_formats import Tokenizer
@@ -43,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         CorpusError: there is no such document or range, or the tokenizer is not the one the shards were made with.
     """
-    manifest = args.folder / MANIFEST
-    if not (manifest.is_file() and f'"{FORMAT}"' in manifest.read_text(encoding="utf-8")):
+    if kind_of(args.folder) == "documents":
         print(_show_document(args.folder, args.doc))
         return 0
     shards = Shards.open(args.folder)
@@ -145,14 +143,8 @@ def _range(text: str, length: int) -> tuple[int, int]:
 
 
 def _show_document(folder: Path, wanted: int) -> str:
-    paths = sorted(folder.glob("documents-*.jsonl.zst"))
-    if not paths:
-        raise CorpusError(
-            f"{folder} holds no complete token shards and no documents-*.jsonl.zst; one of them is expected; "
-            "give the output folder of `data_prep clean` or `data_prep tokens`"
-        )
     count = 0
-    for path in paths:
+    for path in sorted(folder.glob("documents-*.jsonl.zst")):
         for number, line, _ in read_lines(path):
             if line.strip():
                 if count == wanted:

@@ -35,6 +35,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def kind_of(folder: Path) -> str:
+    """Returns what a folder holds: `token shards` or `documents`.
+
+    Raises:
+        CorpusError: neither.
+    """
+    path = folder / MANIFEST
+    if path.is_file() and f'"{FORMAT}"' in path.read_text(encoding="utf-8"):
+        return "token shards"
+    if any(folder.glob("documents-*.jsonl.zst")):
+        return "documents"
+    raise CorpusError(
+        f"{folder} holds no complete token shards and no documents-*.jsonl.zst; one of them is expected; "
+        "give the output folder of `data_prep clean` or `data_prep tokens`"
+    )
+
+
 def is_whole(folder: Path, shard: dict[str, Any]) -> bool:
     """Whether both files of a shard lie in the folder, in the size that its counts give."""
     sizes = {".bin": TOKEN.itemsize * shard["tokens"], ".idx": END.itemsize * shard["documents"]}

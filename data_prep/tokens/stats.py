@@ -11,14 +11,14 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from data_prep.document import CorpusError
-from data_prep.lineage import MANIFEST
 from data_prep.tokens.batches import document_counts, read_batches
-from data_prep.tokens.shard_format import FORMAT
+from data_prep.tokens.shard_format import kind_of
 from data_prep.tokens.shards import Shards
 
 COUNTS = ("documents", "tokens", "characters", "utf8_bytes", "hangul_syllables")
 HEADINGS = ("documents", "tokens", "characters", "bytes", "bytes/token", "tokens/char", "tokens/syllable")
 BAR_WIDTH = 40
+MAX_BARS = 20
 Row = dict[str, Any]
 
 
@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("stats", help="count what token shards or documents hold", description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="token shards, or documents-*.jsonl.zst")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the length histogram")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw counts and lengths")
     parser.set_defaults(run=run)
 
 
@@ -46,30 +46,39 @@ def run(args: argparse.Namespace) -> int:
 
 def gather(folders: Sequence[Path]) -> dict[str, Any]:
     """Returns `read` (what was read, in words), `rows` by source and language, `total`, and `lengths`."""
-    kinds = {folder: _kind(folder) for folder in folders}
+    kinds = {folder: kind_of(folder) for folder in folders}
     if len(set(kinds.values())) > 1:
         told = ", ".join(f"{folder}: {kind}" for folder, kind in kinds.items())
         raise CorpusError(f"folders of two kinds ({told}); one kind is expected; ask for one after the other")
     is_tokens = kinds[folders[0]] == "token shards"
     rows, lengths = _of_shards(folders) if is_tokens else _of_documents(folders)
     read = "counts from each manifest.json, lengths from the .idx files" if is_tokens else "every document"
-    total = {name: _sum(row.get(name) for row in rows) for name in COUNTS}
+    rows = [row | ratios(row) for row in rows]
+    total: Row = {name: _sum(row.get(name) for row in rows) for name in COUNTS}
+    total |= ratios(total)
+    if any(row["tokens_per_hangul_syllable"] is None for row in rows):
+        total["tokens_per_hangul_syllable"] = None
     unit = "tokens" if is_tokens else "characters"
     return {
         "folders": list(map(str, folders)),
         "read": read,
-        "rows": [row | ratios(row) for row in rows],
-        "total": total | ratios(total),
+        "rows": rows,
+        "total": total,
         "lengths": describe_lengths(lengths, unit),
     }
 
 
 def ratios(row: Row) -> dict[str, float | None]:
-    """Returns bytes a token, tokens a character and tokens a Hangul syllable, where the counts are known."""
+    """Returns bytes a token, tokens a character and tokens a Hangul syllable, where the counts are known.
+
+    The last is left out for text of which Hangul makes up less than a third: it would tell of the rest.
+    """
+    hangul, characters = row.get("hangul_syllables"), row.get("characters")
+    is_korean = bool(hangul and characters and 3 * hangul >= characters)
     pairs = {
         "bytes_per_token": ("utf8_bytes", "tokens"),
         "tokens_per_character": ("tokens", "characters"),
-        "tokens_per_hangul_syllable": ("tokens", "hangul_syllables"),
+        "tokens_per_hangul_syllable": ("tokens" if is_korean else "", "hangul_syllables"),
     }
     values = {name: (row.get(over), row.get(under)) for name, (over, under) in pairs.items()}
     return {name: round(a / b, 3) if a and b else None for name, (a, b) in values.items()}
@@ -116,33 +125,31 @@ def table(facts: dict[str, Any]) -> list[str]:
 
 
 def plot(path: Path, facts: dict[str, Any]) -> None:
-    """Draws the length histogram as a PNG file."""
+    """Draws the counts by source and language, and the length histogram, as a PNG file."""
     from matplotlib.figure import Figure  # a second to import
 
-    histogram, unit = facts["lengths"]["histogram"], facts["lengths"]["unit"]
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    labels = [f"{item['from']:,}" for item in histogram]
-    axes.bar(labels, [item["documents"] for item in histogram], width=0.9)
-    axes.set_xlabel(f"length in {unit}, from")
-    axes.set_ylabel("documents")
+    unit = facts["lengths"]["unit"]
+    rows = sorted(facts["rows"], key=lambda row: row[unit] or 0)[-MAX_BARS:]
+    labels = [f"{row['source']} {row['lang']}".strip() or "-" for row in rows]
+    names = ["documents", unit, *(["bytes_per_token"] if unit == "tokens" else [])]
+    figure = Figure(figsize=(10, 4.5 + 0.25 * len(rows)), layout="constrained")
+    grid = figure.add_gridspec(2, len(names), height_ratios=[1 + 0.25 * len(rows), 3.5])
+    for column, name in enumerate(names):
+        axes = figure.add_subplot(grid[0, column])
+        bars = axes.barh(range(len(rows)), [row[name] or 0 for row in rows])
+        axes.bar_label(bars, [_cell(row[name]) for row in rows], padding=3)
+        axes.set(title=name.replace("_", " "), xticks=[])
+        axes.set_yticks(range(len(rows)), [] if column else labels)
+        axes.margins(x=0.6)
+    axes = figure.add_subplot(grid[1, :])
+    histogram = facts["lengths"]["histogram"]
+    axes.bar([f"{item['from']:,}" for item in histogram], [item["documents"] for item in histogram], width=0.9)
+    axes.set(xlabel=f"length in {unit}, from", ylabel="documents")
     axes.tick_params(axis="x", rotation=45)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     figure.savefig(partial, format="png")
     partial.replace(path)
-
-
-def _kind(folder: Path) -> str:
-    path = folder / MANIFEST
-    if path.is_file() and f'"{FORMAT}"' in path.read_text(encoding="utf-8"):
-        return "token shards"
-    if any(folder.glob("documents-*.jsonl.zst")):
-        return "documents"
-    raise CorpusError(
-        f"{folder} holds no complete token shards and no documents-*.jsonl.zst; one of them is expected; "
-        "give the output folder of `data_prep clean` or `data_prep tokens`"
-    )
 
 
 def _of_shards(folders: Sequence[Path]) -> tuple[list[Row], npt.NDArray[np.int64]]:
@@ -187,8 +194,10 @@ def _sum(values: Any) -> int | None:
 
 
 def _cells(row: Row) -> list[str]:
-    whole = [row.get(name) for name in ("documents", "tokens", "characters", "utf8_bytes")]
-    parts = [row.get(name) for name in ("bytes_per_token", "tokens_per_character", "tokens_per_hangul_syllable")]
-    return ["-" if value is None else f"{value:,}" for value in whole] + [
-        "-" if value is None else f"{value:.3f}" for value in parts
-    ]
+    names = ("documents", "tokens", "characters", "utf8_bytes")
+    parts = ("bytes_per_token", "tokens_per_character", "tokens_per_hangul_syllable")
+    return [_cell(row.get(name)) for name in (*names, *parts)]
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

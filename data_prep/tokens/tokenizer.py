@@ -102,8 +102,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", names)
     lines = b"".join(base64.b64encode(token) + f" {rank}\n".encode() for token, rank in ranks)
-    _write_bytes(folder / "tokenizer.model", lines)
-    _write_bytes(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    write_bytes(folder / "tokenizer.model", lines)
+    write_bytes(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
 
 
 def _ranks_of(tokenizer: tokenizers.Tokenizer) -> list[tuple[bytes, int]]:
@@ -111,7 +111,8 @@ def _ranks_of(tokenizer: tokenizers.Tokenizer) -> list[tuple[bytes, int]]:
     return [(token_bytes(token), rank) for token, rank in vocabulary]
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file that has its name only when it is whole."""
     partial = path.with_name(path.name + ".tmp")
     partial.write_bytes(data)
     partial.replace(path)

@@ -154,16 +154,7 @@ def may_hold_long_run(text: str) -> bool:
 
 def split_lines(text: str) -> Iterator[str]:
     """Yields parts of at most 400,000 characters, cut where a line starts, or where they must be without one."""
-    start = 0
-    while start < len(text):
-        stop = start + MAX_PIECE_CHARS
-        if stop < len(text):
-            cut = text.rfind("\n", start, stop)
-            while cut > start and text[cut + 1].isspace():
-                cut = text.rfind("\n", start, cut)
-            stop = cut + 1 if cut > start else stop
-        yield text[start:stop]
-        start = stop
+    return _cut(text, "\n", neighbour=1, first=1)
 
 
 def _read_ranks(path: Path, data: bytes) -> dict[bytes, int]:
@@ -197,7 +188,7 @@ def encode_windows(text: str, encode: Callable[[str], Ids]) -> Ids:
     after the first are encoded behind a line break whose ids are taken off again, so that no part is a start.
     No piece reaches across a space that ends a word, so every id is as it was.
     """
-    parts = list(_cut_before_spaces(text))
+    parts = list(_cut(text, " ", neighbour=-1, first=0))
     if len(parts) <= 1:
         return encode(text)
     lead = encode("\n")
@@ -212,15 +203,19 @@ def encode_windows(text: str, encode: Callable[[str], Ids]) -> Ids:
     return join(found)
 
 
-def _cut_before_spaces(text: str) -> Iterator[str]:
+def _cut(text: str, mark: str, neighbour: int, first: int) -> Iterator[str]:
+    """Yields parts of at most 400,000 characters, each but the first starting `first` characters behind a mark.
+
+    The mark is the last one whose neighbour, so many characters behind it, is no white space.
+    """
     start = 0
     while start < len(text):
         stop = start + MAX_PIECE_CHARS
         if stop < len(text):
-            cut = text.rfind(" ", start, stop)
-            while cut > start and text[cut - 1].isspace():
-                cut = text.rfind(" ", start, cut)
-            stop = cut if cut > start else stop
+            found = text.rfind(mark, start, stop)
+            while found > start and text[found + neighbour].isspace():
+                found = text.rfind(mark, start, found)
+            stop = found + first if found > start else stop
         yield text[start:stop]
         start = stop
 

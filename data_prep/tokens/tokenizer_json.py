@@ -37,13 +37,10 @@ class HuggingFaceTokenizer:
         self.path = path
         self.sha256 = hashlib.sha256(data).hexdigest()
         try:
-            self._plain, self._special = (tokenizers.Tokenizer.from_buffer(data) for _ in range(2))
+            self._plain = _open(data)
         except ValueError as error:
             raise no_tokenizer(path, f"JSON, but {error}") from None
         self._plain.encode_special_tokens = True
-        for tokenizer in (self._plain, self._special):
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
         added = self._plain.get_added_tokens_decoder()
         self.special_tokens = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
         self.vocab_size = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
@@ -103,6 +100,11 @@ class HuggingFaceTokenizer:
         return self._tiktoken.encode_to_numpy(text, disallowed_special=())
 
     @functools.cached_property
+    def _special(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which special strings are their ids; a worker that only encodes needs none."""
+        return _open(self.path.read_bytes())
+
+    @functools.cached_property
     def _tiktoken(self) -> tiktoken.Encoding | None:
         """The same vocabulary for tiktoken, which is several times as fast; None when its ids could differ."""
         ranks = as_ranks(json.loads(self.path.read_bytes()))
@@ -114,6 +116,13 @@ class HuggingFaceTokenizer:
     def _encode(self, text: str) -> Ids:
         # A batch of one: `encode_batch_fast` does without the offsets, which cost time, and stays on one core.
         return np.array(self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids, dtype=np.uint32)
+
+
+def _open(data: bytes) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_buffer(data)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def as_ranks(content: dict[str, Any]) -> dict[bytes, int] | None:
@@ -136,7 +145,7 @@ def as_ranks(content: dict[str, Any]) -> dict[bytes, int] | None:
         return None
     added = {one["content"] for one in content["added_tokens"]}
     vocab = {token: id_ for token, id_ in model["vocab"].items() if token not in added}
-    merges = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in model["merges"]]
+    merges = merges_of(model)
     order = [vocab.get(left + right, -1) for left, right in merges]
     known = set(merges)
     splits = ((token[:cut], token[cut:]) for token in vocab for cut in range(1, len(token)))
@@ -144,6 +153,12 @@ def as_ranks(content: dict[str, Any]) -> dict[bytes, int] | None:
     if order != sorted(order) or not all(wanted) or len(wanted) != len(known):
         return None
     return {token_bytes(token): id_ for token, id_ in vocab.items()}
+
+
+def merges_of(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the merges of a BPE model in either of the forms its file may have them in."""
+    merges = (one.split(" ") if isinstance(one, str) else one for one in model["merges"])
+    return [(left, right) for left, right in merges]
 
 
 def token_bytes(token: str) -> bytes:

@@ -16,7 +16,7 @@ import regex
 
 from data_prep.document import CorpusError
 from data_prep.tokens.tokenizer_formats import LLAMA3_SPLIT, TiktokenTokenizer, Tokenizer
-from data_prep.tokens.tokenizer_json import HuggingFaceTokenizer, bytes_of_characters
+from data_prep.tokens.tokenizer_json import HuggingFaceTokenizer, bytes_of_characters, merges_of
 from data_prep.tokens.tokenizer_sentencepiece import SPACE, SentencePieceTokenizer
 from data_prep.tokens.vocab_learning import HANGUL
 
@@ -189,27 +189,35 @@ class JsonBase:
         vocab = dict(model["vocab"])
         vocab |= {token["content"]: token["id"] for token in self._content["added_tokens"]}
         new = {_as_token(piece): self.tokenizer.vocab_size + number for number, piece in enumerate(pieces)}
-        joined = _all_merges([(_as_token(left), _as_token(right)) for left, right in merges], vocab, new)
+        old = merges_of(model)
+        learned = [(_as_token(left), _as_token(right)) for left, right in merges]
         as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
-        added = [" ".join(merge) if as_text else list(merge) for merge in joined]
-        content = {**self._content, "model": {**model, "vocab": vocab | new, "merges": model["merges"] + added}}
+        joined = [" ".join(one) if as_text else list(one) for one in _all_merges(old, learned, vocab, new)]
+        content = {**self._content, "model": {**model, "vocab": vocab | new, "merges": joined}}
         return json.dumps(content, ensure_ascii=False, indent=1).encode()
 
 
 def _all_merges(
-    merges: Sequence[tuple[str, str]], old: Mapping[str, int], new: Mapping[str, int]
+    old: Sequence[tuple[str, str]], learned: Sequence[tuple[str, str]], vocab: Mapping[str, int], new: Mapping[str, int]
 ) -> list[tuple[str, str]]:
-    """Returns the merges with all other ways to join the same piece, as tiktoken and sentencepiece take them."""
-    known = set(old)
-    found: dict[tuple[str, str], None] = {}
-    for left, right in merges:
-        piece = left + right
-        found[left, right] = None
-        if piece in new:
-            splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-            found.update({split: None for split in splits if known.issuperset(split)})
-        known.add(piece)
-    return list(found)
+    """Returns the old merges and the new ones, with all ways to join a piece, as tiktoken and sentencepiece take them.
+
+    An old piece that a new one is a part of has new ways, which stand behind its old ones.
+    """
+    ways: dict[str, list[tuple[str, str]]] = {}
+    for piece in [*vocab, *new]:
+        splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        found = [one for one in splits if all(side in vocab or side in new for side in one)]
+        ways[piece] = [one for one in found if piece in new or one[0] in new or one[1] in new]
+    last = {left + right: number for number, (left, right) in enumerate(old)}
+    joined: dict[tuple[str, str], None] = {}
+    for number, (left, right) in enumerate(old):
+        joined[left, right] = None
+        if last[left + right] == number:
+            joined.update(dict.fromkeys(ways[left + right]))
+    for left, right in learned:
+        joined.update(dict.fromkeys([(left, right), *(ways[left + right] if left + right in new else [])]))
+    return list(joined)
 
 
 def _count(words: Mapping[str, int], split: Any) -> collections.Counter[str]:

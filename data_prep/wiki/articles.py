@@ -75,6 +75,8 @@ class ArticleReader:
         number = f"{self.source}-{fragment.id}"
         if not fragment.is_whole:
             return Rejection(number, fragment.title, "page_too_large")
+        if early := fragment.rejection:
+            return Rejection(number, fragment.title, early)
         try:
             self._page = page = parse_page(fragment.data)
         except BrokenPageError as error:

@@ -245,6 +245,7 @@ def _ranges(file: DumpFile, part_bytes: int) -> list[Part] | None:
         return None
     cuts = cut_points(file.path, file.kind, part_bytes, OPEN)
     largest = max(b - a for a, b in itertools.pairwise(cuts))
-    if file.kind != "xml" and largest > MAX_PART_RATIO * part_bytes:
+    is_one_stream = len(cuts) == 2 and file.size > part_bytes
+    if file.kind != "xml" and (is_one_stream or largest > MAX_PART_RATIO * part_bytes):
         return None
     return [DumpPart(file.path, a, b, file.size) for a, b in itertools.pairwise(cuts)]

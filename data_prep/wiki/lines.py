@@ -28,7 +28,7 @@ FOOTERS = frozenset(_FOOTER_NAMES.split())
 
 MAX_FOOTER_CHARS = 100
 
-_HEADING = re.compile(r"^=[^\n]*=[ \t]*$", re.MULTILINE)
+_HEADING = re.compile(r"\n=[^\n]*=[ \t]*(?![^\n])")  # begins with a literal, to which `re` skips
 _NO_NAME = re.compile(r"<[^<>]*>|'{2,}|[\s_:]|\ufdd0\d+\ufdd1|\[\[|\]\]")
 _AND = re.compile(r"및|·|,|/|&|and|(?<=[가-힣])[와과](?=[가-힣])")
 _TABLE_MARK = re.compile(
@@ -51,34 +51,37 @@ _INDENTED_NOTE = re.compile(
 )
 
 
-def heading_level(line: str) -> int:
-    """Returns the level 1-6 of a heading line such as `== 역사 ==`, 0 for another line."""
+def heading(line: str) -> tuple[int, str]:
+    """Returns level (1-6) and name of a heading line such as `== 역사 ==`; level 0 for another line."""
+    return _short_heading(line) if len(line) <= MAX_FOOTER_CHARS else _parse_heading(line)
+
+
+def _parse_heading(line: str) -> tuple[int, str]:
     line = line.rstrip()
-    if len(line) < 3 or line[0] != "=" or line[-1] != "=" or not line.strip("= "):
-        return 0
+    name = line.strip("= \t")
+    if not name or line[0] != "=" or line[-1] != "=":
+        return 0, ""
     left = len(line) - len(line.lstrip("="))
     right = len(line) - len(line.rstrip("="))
-    return min(left, right, 6)
+    return min(left, right, 6), name
 
 
-def heading_text(line: str) -> str:
-    """Returns a heading line without its `=`."""
-    return line.strip("= \t")
+_short_heading = lru_cache(maxsize=10_000)(_parse_heading)  # the same few names stand in most articles
 
 
 def drop_footers(text: str) -> str:
     """Returns the text without sections such as `각주` or `References` and their subsections."""
     out: list[str] = []
-    position, dropping = 0, 0  # the level of the section being dropped, 0 for none
+    text = "\n" + text
+    position, dropping = 1, 0  # the level of the section being dropped, 0 for none
     for match in _HEADING.finditer(text):
-        level = heading_level(match[0])
+        level, name = heading(match[0][1:])
         if not level or (dropping and level > dropping):
             continue
         if not dropping:
-            out.append(text[position : match.start()])
-        name = heading_text(match[0])
+            out.append(text[position : match.start() + 1])
         dropping = level if len(name) <= MAX_FOOTER_CHARS and _is_footer(name) else 0
-        position = match.start()
+        position = match.start() + 1
     if not dropping:
         out.append(text[position:])
     return "".join(out)
@@ -95,6 +98,8 @@ def drop_tables(text: str) -> str:
 
     An unclosed table loses only the lines that look like rows, up to the first other one.
     """
+    if "{|" not in text and "|}" not in text:
+        return text
     marks = list(_TABLE_MARK.finditer(text))
     if not marks:
         return text
@@ -140,11 +145,13 @@ def lay_out(text: str, headings: Headings) -> str:
     pending: list[tuple[int, str]] = []  # headings no text has followed yet
     for line in text.split("\n"):
         first = line[:1]
-        if first == "=" and (level := heading_level(line.rstrip(f"{HOLE} "))):
-            while pending and pending[-1][0] >= level:
-                pending.pop()
-            pending.append((level, heading_text(line.rstrip(f"{HOLE} "))))
-            continue
+        if first == "=":
+            level, name = heading(line.rstrip(f"{HOLE} "))
+            if level:
+                while pending and pending[-1][0] >= level:
+                    pending.pop()
+                pending.append((level, name))
+                continue
         line = _body_line(line, first)
         if not line or line.isspace() or (HOLE in line and not line.strip(f"{HOLE} ")):
             if first not in _LIST_SIGNS:  # an item without text leaves no gap in its list

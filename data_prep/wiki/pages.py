@@ -15,6 +15,7 @@ HEAD_BYTES = 4096  # of a page, in which its title and id are looked for if it c
 
 _TITLE = re.compile(rb"<title>([^<]*)</title>")
 _ID = re.compile(rb"<id>\s*(\d+)\s*</id>")
+_START = re.compile(rb"<page>\s*<title>[^<]*</title>\s*<ns>(-?\d+)</ns>\s*<id>\d+</id>\s*(<redirect\b)?")
 
 
 class BrokenPageError(ValueError):
@@ -55,6 +56,14 @@ class Fragment:
         """The page's number, also of a page that is no XML; empty without one."""
         match = _ID.search(self.data, 0, HEAD_BYTES)
         return match[1].decode() if match else ""
+
+    @property
+    def rejection(self) -> str | None:
+        """Why its first elements say that it is no article; most pages of a dump need no parsing."""
+        match = _START.match(self.data)
+        if not match or not self.has_end:
+            return None
+        return "namespace" if int(match[1]) else "redirect" if match[2] else None
 
     @property
     def has_end(self) -> bool:

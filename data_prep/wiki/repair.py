@@ -8,6 +8,7 @@ HOLE = "\ufdd2"  # stands where an inline template was dropped
 _EMPTY = re.compile(r"\((?<![A-Za-z0-9_\])}>$]\()[ ,;~·、/]*+(?:[–-] )?\)")
 _EMPTY_WORD = re.compile(r" \([ ,;~·、/]*+(?:[–-] )?\)")
 _AFTER_OPEN = re.compile(r"\( *(?:[,;、:·] *)+(?=[^)\s])")
+_ODD_CLOSE = re.compile(r"\)(?<=[ ,、;]\))")  # where `_BEFORE_CLOSE` may match, found much faster
 _BEFORE_CLOSE = re.compile(r"[,、;][ ,、;]{0,20}\)")
 _COMMAS = re.compile(r",(?: {1,9},)+")
 _INNER_SPACES = re.compile(r"(?<=\S) {2,}")
@@ -26,7 +27,9 @@ def repair(text: str) -> str:
     if HOLE in text:
         text = "\n".join([_close_holes(line) if HOLE in line else line for line in text.split("\n")])
     if "(" in text:
-        text = _BEFORE_CLOSE.sub(")", _AFTER_OPEN.sub("(", text))
+        text = _AFTER_OPEN.sub("(", text)
+        if _ODD_CLOSE.search(text):
+            text = _BEFORE_CLOSE.sub(")", text)
         text = _EMPTY.sub("", _EMPTY_WORD.sub("", text))
     if ", " in text:
         text = _COMMAS.sub(",", text)

@@ -2,7 +2,7 @@
 
 import re
 
-from data_prep.wiki.characters import decode, plain
+from data_prep.wiki.characters import decode
 from data_prep.wiki.formats import SUPERSCRIPTS
 
 # Noncharacters stand for protected text and for the place of a block tag; they are taken out of the input first.
@@ -95,9 +95,9 @@ def _damage_end(name: str, text: str, position: int, limit: int) -> int:
 
 def _raw(name: str, content: str) -> str:
     if name in ("math", "chem", "ce"):
-        body = " ".join(plain(decode(content)).split())
+        body = " ".join(decode(content).split())
         return (f"${body}$" if name == "math" else f"$\\ce{{{body}}}$") if body else ""
-    content = plain(decode(_NOWIKI.sub("", content)))
+    content = decode(_NOWIKI.sub("", content))
     return content if name in ("nowiki", "code") else f"\n{content.strip(chr(10))}\n"
 
 

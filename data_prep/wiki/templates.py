@@ -20,6 +20,7 @@ SECTIONS = ("text", "aside", "drop", "patterns", "disambiguation")
 
 _SPACES = re.compile(r"[\s_]+")
 _PREFIX = re.compile(r"^(?:틀|template|템플릿):", re.IGNORECASE)
+MAX_CACHED_CHARS = 50
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,14 @@ class Table:
 
 def normal_name(name: str) -> str:
     """Returns a template's name as the table holds it: one case, single spaces, no namespace."""
+    return _short_name(name) if len(name) <= MAX_CACHED_CHARS else _normalise(name)
+
+
+def _normalise(name: str) -> str:
     return _PREFIX.sub("", _SPACES.sub(" ", name).strip()).strip().casefold()
+
+
+_short_name = lru_cache(maxsize=20_000)(_normalise)  # few names make up most calls
 
 
 @lru_cache(maxsize=16)

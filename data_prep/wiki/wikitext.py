@@ -6,10 +6,11 @@ no tokenizer takes it for its own, and a reader still sees what was written.
 """
 
 import re
-import unicodedata
 
+from data_prep.filters.normalise import nfc
+from data_prep.filters.special_tokens import defuse
 from data_prep.wiki.brackets import Page, resolve
-from data_prep.wiki.characters import decode, plain, readable
+from data_prep.wiki.characters import decode, readable
 from data_prep.wiki.lines import HEADING_EDGE, Headings, drop_footers, drop_tables, lay_out
 from data_prep.wiki.repair import repair
 from data_prep.wiki.tags import PROTECTED, break_lines, take_tags
@@ -32,7 +33,6 @@ _CONVERSION = re.compile(r"-\{(?:[^{}|;:]*\|)?(?:\s*zh[a-z-]*\s*:)?([^{};]*)(?:;
 
 _LINE_SPACES = re.compile(r"(?<! ) +\n")
 _BLANK_LINES = re.compile(r"\n\n\n+")
-_SPECIAL_TOKEN = re.compile(r"<\|([^<>\n]{0,200}?)\|>")
 
 
 def clean(
@@ -47,10 +47,11 @@ def clean(
         page: template table and counts of unknown templates; by default the shipped table.
         headings: `plain`, or `kowikitext`: ` = = 제목 = = `, as many equals signs on each side as the level.
     """
-    if _REDIRECT.match(wikitext):
+    text = readable(wikitext)
+    if _REDIRECT.match(text):
         return ""
     page = page or Page(load_table(lang), title)
-    text = _drop_comments(readable(wikitext))
+    text = _drop_comments(text)
     kept: list[str] = []
     if "<" in text:
         text = take_tags(text, kept)
@@ -62,7 +63,7 @@ def clean(
     if "''" in text:
         text = _QUOTES.sub("", _FOUR_QUOTES.sub("'", text) if "''''" in text else text)
     # What was escaped twice, `&amp;nbsp;`, is decoded twice.
-    return _finish(repair(plain(decode(decode(text)))), kept)
+    return _finish(repair(decode(decode(text))), kept)
 
 
 def _drop_comments(text: str) -> str:
@@ -111,9 +112,7 @@ def _external_link(match: re.Match[str]) -> str:
 def _finish(text: str, kept: list[str]) -> str:
     if kept:
         text = PROTECTED.sub(lambda m: kept[int(m[1])], text)
-    text = unicodedata.normalize("NFC", text)
-    if "<|" in text:
-        text = _SPECIAL_TOKEN.sub(r"< |\1| >", text)
+    text, _ = defuse(nfc(text))
     if " \n" in text:
         text = _LINE_SPACES.sub("\n", text)
     text = _BLANK_LINES.sub("\n\n", text).strip()

@@ -54,6 +54,8 @@ def test_every_page_is_a_document_or_dropped_with_its_reason(
         "shards": len(list(out.glob("documents-*"))),
     }
     assert facts["counts"]["shards"] > 3
+    assert sum(row["documents"] for row in facts["lengths"] if row["from"] <= len(first.text)) >= NUM_ARTICLES // 2
+    assert sum(row["documents"] for row in facts["lengths"]) == NUM_ARTICLES
     assert facts["inputs"]["dump"]["path"] == str(dump)
     assert facts["site"]["dbname"] == "kowiki"
     assert not (out / "work").exists()
@@ -264,7 +266,7 @@ def test_a_folder_of_something_else_is_refused(dump: Path, tmp_path: Path) -> No
 
 def test_finished_shards_are_not_made_again(dump: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    plan = clean._plan(parsed(arguments(dump, out)))
+    plan = clean.plan(parsed(arguments(dump, out)))
     clean.open_run(out, plan.settings)
     plan.work.mkdir()
     shards: list[Any] = []

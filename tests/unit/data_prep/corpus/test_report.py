@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.corpus.report import SAMPLES, length_bin, write_report
+from data_prep.corpus.report import SAMPLES, length_histogram, write_report
 from data_prep.document import CorpusError, Document, as_row, write_jsonl
 from data_prep.wiki.unknown import UnknownTemplates
 
@@ -51,9 +51,6 @@ def rejected() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    kept = [Document(f"w-{n}", "가" * (150 * 4**n), title=f"글 {n}") for n in range(4)]
-    write_jsonl(tmp_path / "documents-00000.jsonl.zst", map(as_row, kept[:3]))
-    write_jsonl(tmp_path / "documents-00001.jsonl.zst", map(as_row, kept[3:]))
     write_jsonl(tmp_path / "rejected-00000.jsonl.zst", rejected())
     return tmp_path
 
@@ -66,6 +63,9 @@ def facts() -> dict[str, Any]:
     return {
         "ledger": {"in": 1045, "out": 4, "dropped": {"redirect": 1000, "too_short": 40, "leftover_markup": 1}},
         "counts": {"documents": 4, "characters": 12750},
+        "lengths": [
+            {"from": start, "documents": number} for start, number in length_histogram([150, 600, 2400, 9600]).items()
+        ],
         "changes": {"pii_email": 3, "odd_spaces": 17},
         "unknown_templates": unknown.as_json(),
         "settings": {"lang": "ko"},
@@ -118,7 +118,6 @@ def test_samples_are_spread_and_the_same_in_any_order(folder: Path, tmp_path_fac
 
 
 def test_a_run_that_dropped_nothing(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "documents-00000.jsonl.zst", [as_row(Document("1", "글"))])
     write_report(tmp_path, {"ledger": {"in": 1, "out": 1, "dropped": {}}})
     text = shown(tmp_path)
     assert "1 of 1 records stay (100.0 %)." in text
@@ -134,5 +133,6 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("length", "start"), [(0, 0), (49, 0), (50, 50), (199, 100), (200, 200), (10**9, 100_000)])
-def test_length_bins(length: int, start: int) -> None:
-    assert length_bin(length) == start
+def test_lengths_are_counted_by_their_bin(length: int, start: int) -> None:
+    counts = length_histogram([length, length])
+    assert {low: number for low, number in counts.items() if number} == {start: 2}

@@ -1,12 +1,9 @@
-import io
-
 import pytest
-import sentencepiece
 
 from data_prep.document import as_row, write_jsonl
 from data_prep.tokens import encode
 from data_prep.tokens.tokenizer import train_tokenizer
-from tests.unit.data_prep.tokens.small_corpus import DOCUMENTS, launch
+from tests.unit.data_prep.tokens.small_corpus import DOCUMENTS, launch, sentencepiece_bpe
 
 
 @pytest.fixture(scope="session")
@@ -34,19 +31,7 @@ def small_shards(small_tokenizer, small_documents, tmp_path_factory):
 @pytest.fixture(scope="session")
 def llama2(tmp_path_factory):
     """A sentencepiece model of Llama-2's shape."""
-    model = io.BytesIO()
     lines = [document.text[:2000] for document in DOCUMENTS]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines * 3),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=330,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
     path = tmp_path_factory.mktemp("llama2") / "tokenizer.model"
-    path.write_bytes(model.getvalue())
+    path.write_bytes(sentencepiece_bpe(lines * 3, 330))
     return path

@@ -1,6 +1,10 @@
-"""Four documents, and a command's launch without a process."""
+"""Four documents, a command's launch without a process, and tokenizer files of known shape."""
 
 import argparse
+import io
+import json
+
+import sentencepiece
 
 from data_prep.document import Document
 
@@ -17,3 +21,31 @@ def launch(module, *arguments):
     module.add_parser(parser.add_subparsers(required=True))
     args = parser.parse_args(list(map(str, arguments)))
     return args.run(args)
+
+
+def write_with_all_merges(path, out):
+    """Writes the tokenizer.json with every way to join each token, as Meta's ranks are converted."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocab = content["model"]["vocab"]
+    splits = [(token, cut) for token in vocab for cut in range(1, len(token))]
+    ways = [(vocab[t], vocab[t[:c]], t[:c], t[c:]) for t, c in splits if t[:c] in vocab and t[c:] in vocab]
+    content["model"]["merges"] = [list(way[2:]) for way in sorted(ways)]
+    out.write_text(json.dumps(content), encoding="utf-8")
+
+
+def sentencepiece_bpe(lines, vocab_size, **options):
+    """Returns a model of Llama-2's shape: BPE with byte fallback, <unk> <s> </s> first."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+        **options,
+    )
+    return model.getvalue()

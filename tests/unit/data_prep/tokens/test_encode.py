@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.document import CorpusError, Document, as_row, write_jsonl
+from data_prep.run_folder import locked
 from data_prep.tokens import batches
 from data_prep.tokens import encode as tokens
 from data_prep.tokens.shards import Shards
@@ -125,6 +126,24 @@ def test_a_wrong_tokenizer_or_folder_is_an_error(documents, tokenizer, tmp_path)
         launch("tokens", "--documents", documents, "--tokenizer", tokenizer, "--out", tmp_path, "--workers", 0)
 
 
+def test_documents_of_an_unfinished_command_are_an_error(documents, tokenizer, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "run.json").write_text("{}")
+    for path in documents.iterdir():
+        (tmp_path / "made" / path.name).write_bytes(path.read_bytes())
+    for command in (["tokens", "--tokenizer", tokenizer], ["train-tokenizer", "--vocab-size", 530]):
+        with pytest.raises(CorpusError, match=r"made has no manifest.json, so it is unfinished; a complete folder is"):
+            launch(*command, "--documents", tmp_path / "made", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_cannot_write_the_same_shards(documents, tokenizer, tmp_path):
+    common = ("tokens", "--documents", documents, "--tokenizer", tokenizer, "--out", tmp_path, "--workers", 1)
+    with locked(tmp_path), pytest.raises(CorpusError, match="is being written by another run; one at a time"):
+        launch(*common)
+    assert launch(*common) == 0
+
+
 def test_a_lone_surrogate_is_an_error_naming_the_document(tokenizer, tmp_path):
     path = tmp_path / "documents-00000.jsonl"
     path.write_text(json.dumps({"id": "x7", "text": "ab\ud800"}))
@@ -227,7 +246,10 @@ def test_the_manifest_counts_characters_and_hangul_syllables(made):
 )
 def test_hangul_syllables_are_counted_in_bytes_as_in_characters(texts):
     wanted = [sum("가" <= character <= "힣" for character in text) for text in texts]
-    assert batches.num_hangul_syllables([text.encode() for text in texts]).tolist() == wanted
+    for size in (batches.BLOCK_BYTES, 1, 4):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batches, "BLOCK_BYTES", size)
+            assert batches.num_hangul_syllables([text.encode() for text in texts]).tolist() == wanted
 
 
 @pytest.mark.parametrize("kind", ["tiktoken", "tokenizers", "sentencepiece"])

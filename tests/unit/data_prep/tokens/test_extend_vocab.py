@@ -17,7 +17,7 @@ from data_prep.tokens.tokenizer import load_tokenizer, train_tokenizer
 from data_prep.tokens.tokenizer_formats import llama3_special_tokens
 from data_prep.tokens.vocab_learning import HANGUL, count_words, learn_merges
 from tests.support import SHARED_DATA
-from tests.unit.data_prep.tokens.small_corpus import launch
+from tests.unit.data_prep.tokens.small_corpus import launch, sentencepiece_bpe, write_with_all_merges
 
 ENGLISH = [
     "The river flows through the city and into the sea. Isn't it large? 1234567 people live there!\n",
@@ -27,7 +27,7 @@ KOREAN = [
     "서울은 대한민국의 수도이다. 한강이 서울을 가로질러 흐르고, 대한민국의 사람들이 산다. ㅋㅋㅋㅋ",
     "대한민국의 강은 바다로 흐르고 바다에는 섬이 있다. K팝(K-pop)은 대한민국의 음악이다. 漢江 漢江",
 ]
-KINDS = ("tiktoken", "tokenizers", "sentencepiece", "tokenizers of Llama-2's kind")
+KINDS = ("tiktoken", "tokenizers", "sentencepiece", "tokenizers of Llama-2's kind", "tokenizers with all merges")
 NUM_PIECES = 40
 ANY = st.one_of(st.text(alphabet="서울은대한민국의강뷁ㅋ ab漢\n.1▁'", max_size=40), st.text(max_size=30))
 
@@ -46,23 +46,19 @@ def bases(tmp_path_factory):
     """A tokenizer file of each kind that knows English and next to no Korean."""
     folder = tmp_path_factory.mktemp("bases")
     train_tokenizer([*ENGLISH, "서울 강"] * 3, 610, folder)
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*ENGLISH, "서울 강"] * 3),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=380,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        minloglevel=2,
-    )
+    model = sentencepiece_bpe([*ENGLISH, "서울 강"] * 3, 380, allow_whitespace_only_pieces=True)
     (folder / "llama2").mkdir()
-    (folder / "llama2" / "tokenizer.model").write_bytes(model.getvalue())
-    llama2_json(model.getvalue()).save(str(folder / "llama2" / "tokenizer.json"))
-    files = ("tokenizer.model", "tokenizer.json", "llama2/tokenizer.model", "llama2/tokenizer.json")
+    (folder / "llama2" / "tokenizer.model").write_bytes(model)
+    llama2_json(model).save(str(folder / "llama2" / "tokenizer.json"))
+    (folder / "llama3").mkdir()
+    write_with_all_merges(folder / "tokenizer.json", folder / "llama3" / "tokenizer.json")
+    files = (
+        "tokenizer.model",
+        "tokenizer.json",
+        "llama2/tokenizer.model",
+        "llama2/tokenizer.json",
+        "llama3/tokenizer.json",
+    )
     return {kind: folder / name for kind, name in zip(KINDS, files, strict=True)}
 
 
@@ -154,7 +150,13 @@ def test_english_documents_keep_their_ids_and_korean_ones_need_fewer(pair):
 
 @given(text=ANY)
 def test_tiktoken_and_tokenizers_files_of_one_base_stay_alike(bases, corpus, made, text):
-    assert load(made["tiktoken"]).encode(text) == load(made["tokenizers"]).encode(text)
+    for kind in ("tokenizers", "tokenizers with all merges"):
+        assert load(made["tiktoken"]).encode(text) == load(made[kind]).encode(text)
+
+
+def test_a_file_that_tiktoken_can_read_stays_one(bases, made):
+    assert load(bases["tokenizers with all merges"])._tiktoken is not None
+    assert load(made["tokenizers with all merges"])._tiktoken is not None
 
 
 def test_base_ids_spell_the_new_piece(pair):

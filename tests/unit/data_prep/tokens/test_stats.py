@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from data_prep.document import CorpusError, write_jsonl
 from data_prep.tokens import stats
@@ -31,6 +32,9 @@ def test_counts_of_shards_are_those_of_their_texts(small_shards, small_tokenizer
     assert row["hangul_syllables"] == sum("가" <= one <= "힣" for text in korean for one in text)
     assert row["bytes_per_token"] == round(row["utf8_bytes"] / row["tokens"], 3)
     assert row["tokens_per_hangul_syllable"] == round(row["tokens"] / row["hangul_syllables"], 3)
+    assert facts["rows"][0]["tokens_per_hangul_syllable"] is None  # English: the figure would tell nothing
+    assert facts["total"]["tokens_per_hangul_syllable"] is None
+    assert facts["total"]["bytes_per_token"] == round(facts["total"]["utf8_bytes"] / facts["total"]["tokens"], 3)
     assert facts["total"]["tokens"] == sum(len(loaded.encode(text)) + 2 for text in texts)
     assert facts["lengths"]["longest"] == max(len(loaded.encode(text)) + 2 for text in texts)
     assert facts["lengths"]["unit"] == "tokens"
@@ -82,6 +86,31 @@ def test_the_plot_is_a_png_file(small_shards, tmp_path):
     launch(stats, "stats", small_shards, "--plot", tmp_path / "new" / "lengths.png")
     assert (tmp_path / "new" / "lengths.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_the_plot_has_a_bar_for_every_count_of_the_table(small_shards, small_documents, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (drawn.append(self), path.touch()))
+    for folder, names in (
+        (small_shards, ["documents", "tokens", "bytes_per_token"]),
+        (small_documents, ["documents", "characters"]),
+    ):
+        facts = stats.gather([folder])
+        stats.plot(tmp_path / "counts.png", facts)
+        *upper, lower = drawn.pop().axes
+        assert [axes.get_title() for axes in upper] == [name.replace("_", " ") for name in names]
+        for axes, name in zip(upper, names, strict=True):
+            assert sorted(bar.get_width() for bar in axes.patches) == sorted(row[name] for row in facts["rows"])
+        labels = [label.get_text() for label in upper[0].get_yticklabels()]
+        assert sorted(labels) == sorted(f"{row['source']} {row['lang']}" for row in facts["rows"])
+        counts = [item["documents"] for item in facts["lengths"]["histogram"]]
+        assert [bar.get_height() for bar in lower.patches] == counts
+
+
+def test_shards_without_counts_by_source_are_drawn_too(tmp_path):
+    write(tmp_path)
+    stats.plot(tmp_path / "counts.png", stats.gather([tmp_path]))
+    assert (tmp_path / "counts.png").is_file()
 
 
 def test_folders_that_cannot_be_counted_are_errors(small_shards, small_documents, tmp_path):

@@ -1,11 +1,9 @@
 import base64
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +12,7 @@ from data_prep.tokens import tokenizer_formats
 from data_prep.tokens.tokenizer import load_tokenizer, train_tokenizer
 from data_prep.tokens.tokenizer_formats import LLAMA3_SPLIT, encode_windows, llama3_special_tokens, split_long
 from data_prep.tokens.tokenizer_json import as_ranks
+from tests.unit.data_prep.tokens.small_corpus import sentencepiece_bpe, write_with_all_merges
 
 TEXTS = [
     "대한민국의 수도는 서울이며, 한강이 도시를 가로질러 흐른다.",
@@ -45,21 +44,8 @@ def json_(folder):
 
 @pytest.fixture(scope="module")
 def llama2(tmp_path_factory):
-    """Has the shape of Llama-2's model: BPE with byte fallback, <unk> <s> </s> first."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=420,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
     path = tmp_path_factory.mktemp("sentencepiece") / "tokenizer.model"
-    path.write_bytes(model.getvalue())
+    path.write_bytes(sentencepiece_bpe(TEXTS, 420))
     return load_tokenizer(path)
 
 
@@ -161,14 +147,8 @@ def test_the_real_llama3_file_gives_every_text_back(real, text):
 
 @pytest.fixture(scope="module")
 def all_merges(folder, tmp_path_factory):
-    """The tokenizer.json with every way to join each token, as Meta's ranks are converted."""
-    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    vocab = content["model"]["vocab"]
-    splits = [(token, cut) for token in vocab for cut in range(1, len(token))]
-    ways = [(vocab[t], vocab[t[:c]], t[:c], t[c:]) for t, c in splits if t[:c] in vocab and t[c:] in vocab]
-    content["model"]["merges"] = [list(way[2:]) for way in sorted(ways)]
     path = tmp_path_factory.mktemp("all_merges") / "tokenizer.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
+    write_with_all_merges(folder / "tokenizer.json", path)
     return load_tokenizer(path)
 
 

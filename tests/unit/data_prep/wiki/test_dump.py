@@ -39,8 +39,8 @@ def records(dump: Dump, folder: Path, part_bytes: int = 1) -> tuple[list[Documen
     return found, losses + dump.losses
 
 
-def read(path: Path, part_bytes: int = 1) -> list[Document | Rejection]:
-    found, losses = records(open_dump([path], "ko"), path.with_name("work"), part_bytes)
+def read(path: Path, part_bytes: int = 1, folder: Path | None = None) -> list[Document | Rejection]:
+    found, losses = records(open_dump([path], "ko"), folder or path.with_name("work"), part_bytes)
     assert losses == []
     return found
 
@@ -103,7 +103,19 @@ def test_streams_may_start_anywhere(dump: Path, xml: bytes, kind: str, part_byte
 @pytest.mark.parametrize("kind", PACK)
 def test_a_pipe_gives_the_same_pages(dump: Path, xml: bytes, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PACK[kind](xml))))
-    assert read(Path("-"), 5000) == read(dump)
+    assert read(Path("-"), 5000, dump.with_name("work")) == read(dump)
+
+
+@pytest.mark.parametrize("kind", ["bz2", "gz", "zst"])
+def test_a_single_stream_is_cut_for_several_workers(dump: Path, xml: bytes, kind: str, tmp_path: Path) -> None:
+    single = tmp_path / "single"
+    single.write_bytes(PACK[kind](xml))
+    size = single.stat().st_size
+    source = open_dump([single], None)
+    (tmp_path / "work").mkdir()
+    for part_bytes, is_cut in ((size, False), (size - 1, True), (size // 3, True)):
+        parts = [part for part in source.stream(part_bytes, tmp_path / "work", lambda index: None) if part]
+        assert (len(parts) > 1) == is_cut
 
 
 def test_padding_behind_a_stream_is_none(dump: Path, xml: bytes) -> None:
@@ -170,6 +182,24 @@ def test_more_pages_that_are_no_articles(tmp_path: Path) -> None:
         "disambiguation",
         "not_wikitext",
     ]
+
+
+@pytest.mark.parametrize(("namespace", "redirect", "reason"), [(10, False, "namespace"), (0, True, "redirect")])
+def test_what_is_no_article_is_known_by_its_first_elements(
+    tmp_path: Path, namespace: int, redirect: bool, reason: str
+) -> None:
+    """Most pages need no parsing, so nothing is lost where one of them is broken behind these elements."""
+    page = page_xml(1, "가 & 나", "다", namespace, redirect)
+    path = tmp_path / "x.xml"
+    for text in (page, page.replace("다<", "<b>다<")):
+        path.write_text(HEADER + text + page_xml(2, "가", "나") + FOOTER, encoding="utf-8")
+        found, losses = records(open_dump([path], None), tmp_path / "work")
+        assert [getattr(item, "reason", None) for item in found] == [reason, None]
+        assert (ids(found), losses) == ([1, 2], [])
+    path.write_text(HEADER + page.replace("</page>", "") + page_xml(2, "가", "나") + FOOTER, encoding="utf-8")
+    found, losses = records(open_dump([path], None), tmp_path / "work")
+    assert [getattr(item, "reason", None) for item in found] == ["broken_page", None]
+    assert "</page> is missing" in losses[0].cause
 
 
 def test_namespaces_come_from_titles_where_pages_do_not_state_them(tmp_path: Path) -> None:

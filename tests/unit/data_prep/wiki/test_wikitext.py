@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import json
 import random
@@ -166,9 +167,14 @@ HOSTILE = [
 
 
 def seconds(wikitext: str) -> float:
-    begin = time.process_time()
-    clean(wikitext)
-    return time.process_time() - begin
+    """Without garbage collection, whose time is that of all the tests' objects."""
+    gc.disable()
+    try:
+        begin = time.process_time()
+        clean(wikitext)
+        return time.process_time() - begin
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("unit", HOSTILE)
@@ -196,11 +202,26 @@ def test_hostile_markup_takes_linear_time(unit: str) -> None:
         "{{month|" + "1" * 500_000 + "}} {{출생일|" + "1" * 400_000 + "}}",
         "{{#expr:" + "(" * 50 + "1" + ")" * 50 + "}}" + "{{#expr:" + "9" * 60 + "*9}}",
         "&" * 500_000 + "&#x" + "f" * 400_000,
+        "가" + "\u0315\u0300" * 500_000,
+        "가" + "&#x315;&#x300;" * 100_000,
     ],
     ids=lambda wikitext: repr(wikitext[:12]),
 )
 def test_deep_or_long_markup_takes_less_than_five_seconds(wikitext: str) -> None:
     assert seconds(wikitext) < 5
+
+
+def test_characters_no_reader_sees_are_gone_before_markup_is_read() -> None:
+    assert (
+        clean("==\u3000역사\u3000==\n[[서울\u200b|서울\u00a0시]]는\u200e &#8203;도시&nbsp;이다.")
+        == "역사\n\n서울 시는 도시 이다."
+    )
+    assert clean("\ufeff#넘겨주기 [[나]]") == ""
+
+
+def test_literal_special_tokens_are_defused() -> None:
+    text = clean("<nowiki><|eot_id|></nowiki>와 &lt;s&gt;, [INST]는 표지이다.")
+    assert text == "< |eot_id| >와 < s >, [ INST ]는 표지이다."
 
 
 def test_random_brackets_take_less_than_five_seconds() -> None:
