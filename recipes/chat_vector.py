@@ -1,80 +1,90 @@
-"""Adds a chat vector to a model: out = target + scale * (plus - minus), a directory that chats at once.
+"""Adds chat vectors to a model: out = target + sum of scale * (plus - minus), a directory that chats at once.
 
-    tune run --nproc_per_node 1 recipes/chat_vector.py --config configs/chat_vector/llama3_8b_ko.yaml [key=value ...]
     python -m recipes.chat_vector --config configs/chat_vector/llama3_8b_ko.yaml [key=value ...]
 
-The models are streamed from memory maps, so that memory holds a few tensors, not a model. Models that
-are not of one base are refused before anything is written.
+With `--plan` it reads configurations and tensor headers alone and prints what the merge will take. Models that
+are not of one base are refused before anything is written; the same command goes on with a merge that was killed.
 """
 
-import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
-import torch
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
+from tqdm import tqdm
 
-from configs.loader import existing_path, parse
-from recipes.merging.directory import ChatVector, has_chat_template, is_merged, merge
+from configs.loader import parse, positive
+from recipes.merging.chat_files import chat_settings, has_chat_template
+from recipes.merging.directory import is_merged, merge
+from recipes.merging.norms import largest_table
+from recipes.merging.plan import MergePlan, plan_merge, refuse_full_disk
+from recipes.merging.settings import MergeConfig, problems
 
 
 @dataclass
-class ChatVectorConfig:
-    """What is added to what; the three models are Hugging Face directories."""
+class ChatVectorConfig(MergeConfig):
+    """What is added to what, and where the result goes; the models are Hugging Face directories."""
 
-    output_dir: str = MISSING  # absent or empty
-    target: str = MISSING  # the model that learns to chat, e.g. a Korean base
-    plus: str = MISSING  # the instruction-tuned model; its tokenizer files and chat template are kept
-    minus: str = MISSING  # the base that `plus` was tuned from
-    scale: float = 1.0
-    embeddings_scale: float | None = None  # of embed_tokens and lm_head; null: as `scale`
-    device: str = "auto"  # of the arithmetic; auto is cpu, as the disk is the limit and an accelerator gains little
-    seed: int = 0  # a merge draws nothing; the key is here because every recipe takes it
+    output_dir: str = MISSING
+    """The merged model; absent or empty."""
+    workers: int | None = None
+    """Threads; null takes one a core. They change the speed alone."""
+    shard_gb: float = 5.0
+    """Largest tensor file, in 10^9 bytes; a merge that is killed loses the one it was writing."""
+    plan: bool = field(default=False, metadata={"flag": True})
+    """Prints models, memory and disk, and merges nothing."""
 
 
 def check(cfg: DictConfig) -> list[str]:
-    """Returns what is wrong with paths, scales and device."""
-    problems = existing_path(cfg, "target", "plus", "minus")
-    for key in ("scale", "embeddings_scale"):
-        if cfg[key] is not None and not math.isfinite(cfg[key]):
-            problems.append(f"{key}: {cfg[key]} is no finite number; set one, usually between 0 and 1.5")
-    try:
-        torch.empty(0, device=device_of(cfg))
-    except (RuntimeError, AssertionError) as error:  # torch has no common type for a device it lacks
-        problems.append(f"device: {cfg.device!r} cannot be used: {str(error).splitlines()[0]}; set device=cpu")
-    return problems
+    """Returns what is wrong with paths, scales and rules."""
+    return problems(cfg) + positive(cfg, "workers", "shard_gb")
 
 
 @parse(ChatVectorConfig, check)
 def main(cfg: DictConfig) -> None:
-    """Merges three model directories into one."""
+    """Merges model directories into one."""
     if os.environ.get("RANK", "0") != "0":
         return  # one process is enough; no other waits for it
     started = time.monotonic()
-    output_dir = Path(cfg.output_dir)
-    vector = ChatVector(Path(cfg.target), Path(cfg.plus), Path(cfg.minus), cfg.scale, cfg.embeddings_scale)
-    if is_merged(output_dir, vector):
+    output_dir, workers = Path(cfg.output_dir), cfg.workers or len(os.sched_getaffinity(0))
+    plan = plan_merge(cast(MergeConfig, OmegaConf.to_object(cfg)), round(cfg.shard_gb * 1e9))
+    if cfg.plan:
+        show_plan(plan, output_dir, workers)
+        return
+    if is_merged(output_dir, plan, workers):
         print(f"{output_dir}: merged from the same inputs before, nothing to do")
         return
-    manifest = merge(output_dir, vector, device_of(cfg), show_progress)
-    norms = manifest["norms"]["all"]
-    print(f"{output_dir}: |plus - minus| = {norms['difference']:.4g}, |target| = {norms['target']:.4g}")
+    with tqdm(total=plan.output_bytes, desc="merge", unit="B", unit_scale=True) as bar:
+        manifest = merge(output_dir, plan, workers, bar.update)
+    total = manifest["norms"]["all"]
+    print(largest_table(manifest["norms"]))
+    print(f"{output_dir}: |change| = {total['change']:.4g}, |target| = {total['target']:.4g}")
     if not has_chat_template(output_dir):
-        print(f"{output_dir}: {cfg.plus} has no chat template, so the merged model has none")
+        print(f"{output_dir}: {plan.settings.chat_from} has no chat template, so the merged model has none")
     print(f"{output_dir}: done in {time.monotonic() - started:.1f} s")
 
 
-def device_of(cfg: DictConfig) -> torch.device:
-    """Returns the device of the arithmetic."""
-    return torch.device("cpu" if cfg.device == "auto" else cfg.device)
+def show_plan(plan: MergePlan, output_dir: Path, workers: int) -> None:
+    """Prints what the merge will take.
 
-
-def show_progress(written: int, count: int) -> None:
-    """Prints about ten lines over a merge."""
-    if written * 10 // count != (written - 1) * 10 // count:
-        print(f"merged {written} of {count} tensors", flush=True)
+    Raises:
+        MergeError: the disk is too small, or the target lacks tokens of the chat.
+    """
+    owner, ends, _ = chat_settings(plan)
+    for role, model in plan.directories.items():
+        print(f"{role}: {model.path}, {len(model.tensors)} tensors")
+    changed = sum(bool(tensor.sources) for tensor in plan.tensors.values())
+    print(f"tensors: {changed} get the vector, {len(plan.tensors) - changed} pass through bit for bit")
+    print(f"vocabulary: {plan.vocabulary_facts()}")
+    print(f"tokenizer: of {owner.path}; answers end with {ends}")
+    print(
+        f"reads {plan.input_bytes / 1e9:,.2f} GB, writes {plan.output_bytes / 1e9:,.2f} GB in {len(plan.shards)} files"
+    )
+    print(f"memory: at most {plan.peak_bytes(workers) / 1e9:.2f} GB with {workers} workers")
+    refuse_full_disk(output_dir, plan.output_bytes)
+    print("disk: enough")
 
 
 if __name__ == "__main__":

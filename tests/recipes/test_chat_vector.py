@@ -2,14 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import recipes.chat_vector
 from data_prep.lineage import ROOT
-from tests.support import tiny_llama, tiny_tokenizer
+from tests.support import run_here, tiny_llama, tiny_tokenizer
 
 TUNE = str(Path(sys.executable).parent / "tune")
 
@@ -36,9 +38,10 @@ def test_tune_run_with_two_processes_merges_once_and_a_second_run_says_so(keys: 
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("done in") == 1
     assert "has no chat template" in result.stdout
+    assert "| tensor | scale | change | target | ratio |" in result.stdout
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["scale"] == 1.0
-    assert manifest["embeddings_scale"] is None
+    assert manifest["merge"]["vectors"][0]["scale"] == 1.0
+    assert manifest["merge"]["vectors"][0]["embeddings_scale"] is None
     again = launch(*MODULE, *keys, out)
     assert again.returncode == 0
     assert "merged from the same inputs before, nothing to do" in again.stdout
@@ -46,13 +49,23 @@ def test_tune_run_with_two_processes_merges_once_and_a_second_run_says_so(keys: 
     assert other.returncode == 1
     assert "error: " in other.stderr
     assert "holds another merge" in other.stderr
-    assert launch(*MODULE, *keys, f"output_dir={tmp_path / 'none'}", RANK="1").stdout == ""
-    assert not (tmp_path / "none").exists()
+
+
+def test_a_plan_writes_nothing(keys: list[str], tmp_path: Path) -> None:
+    config, out = ROOT / CONFIG[1], f"output_dir={tmp_path / 'out'}"
+    result = run_here(recipes.chat_vector.main, config, *keys, out, "--plan", "workers=3")
+    assert result.returncode == 0, result.stderr
+    assert "tensors: 21 get the vector, 0 pass through bit for bit" in result.stdout
+    assert re.search(r"memory: at most 0\.\d+ GB with 3 workers", result.stdout)
+    assert "disk: enough" in result.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_that_cannot_be_used_are_named_together(keys: list[str]) -> None:
-    result = launch(*MODULE, *keys[1:], "target=nowhere", "scale=.inf", "device=teapot")
+    wrong = ["target=nowhere", "scale=.inf", "workers=0", "vocabulary=some"]
+    result = run_here(recipes.chat_vector.main, ROOT / CONFIG[1], *keys[1:], *wrong)
     assert result.returncode == 2
     assert "target: nowhere does not exist" in result.stderr
     assert "scale: inf is no finite number" in result.stderr
-    assert "device: 'teapot' cannot be used" in result.stderr
+    assert "workers: 0 is not positive" in result.stderr
+    assert "vocabulary: 'some' is not known" in result.stderr

@@ -12,6 +12,7 @@ import recipes.evaluate
 import recipes.export
 import recipes.pipeline
 import recipes.sft
+import recipes.sweep
 from configs.loader import load
 from data_prep.dedup.cluster import ClusterConfig
 from data_prep.dialogue.generate import GenerateConfig
@@ -26,6 +27,7 @@ SCHEMAS = {
     "sft": recipes.sft.SftConfig,
     "chat_vector": recipes.chat_vector.ChatVectorConfig,
     "evaluate": recipes.evaluate.EvaluateConfig,
+    "sweep": recipes.sweep.SweepConfig,
     "export": recipes.export.ExportConfig,
     "pipelines": recipes.pipeline.PipelineConfig,
     "chat": recipes.chat.ChatConfig,
