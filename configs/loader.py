@@ -91,7 +91,8 @@ def parse(
     """Makes `main(cfg)` an entry point that `tune run`, `torchrun -m` and `python -m` can all launch.
 
     A `UserError` ends the program with its message and exit code 1 (configuration: 2); of several
-    ranks only the first prints, as all of them find the same.
+    ranks only the first prints, as all of them find the same. A boolean field with the metadata `flag` may also be
+    given as --NAME.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -100,9 +101,13 @@ def parse(
             parser = argparse.ArgumentParser(description=main.__doc__)
             parser.add_argument("--config", required=True, help="YAML file, e.g. configs/cpt/llama3_8b_ko.yaml")
             parser.add_argument("overrides", nargs="*", metavar="key=value")
+            flags = [field.name for field in dataclasses.fields(schema) if field.metadata.get("flag")]
+            for name in flags:
+                parser.add_argument(f"--{name}", action="store_true", help=f"the same as {name}=true")
             args = parser.parse_intermixed_args()
+            overrides = [*args.overrides, *(f"{name}=true" for name in flags if getattr(args, name))]
             try:
-                sys.exit(main(load(schema, args.config, args.overrides, check)))
+                sys.exit(main(load(schema, args.config, overrides, check)))
             except UserError as error:
                 if os.environ.get("RANK", "0") == "0":
                     print(f"error: {error}", file=sys.stderr, flush=True)

@@ -2,8 +2,9 @@
 
     tune run --nproc_per_node 8 recipes/cpt.py --config configs/cpt/llama3_8b_ko.yaml
 
-Writes the run folder `output_dir`; the same command resumes from its newest checkpoint. With `plan_only=true`
-it prints what the run would read instead: tokens and epochs of each source, and the first documents.
+Writes the run folder `output_dir`; the same command resumes from its newest checkpoint. With `--plan` it
+prints instead what the run would need, memory and time for any number of GPUs (key `estimate`), and what it would
+read: tokens and epochs of each source, and the first documents.
 `recipes/export.py` turns the run into a Hugging Face directory.
 """
 
@@ -27,7 +28,9 @@ class CptConfig(TrainSettings):
 def check(cfg: DictConfig) -> list[str]:
     """Returns the problems of the settings and of the data they name."""
     problems = check_settings(cfg)
-    if not problems and any(entry.kind == "chat" for entry in read_mixture(cfg.data, cfg.global_batch_tokens).sources):
+    if problems or cfg.plan:
+        return problems
+    if any(entry.kind == "chat" for entry in read_mixture(cfg.data, cfg.global_batch_tokens).sources):
         problems.append("data: names a chat-example file, CPT reads token shards; use recipes/sft.py")
     return problems
 
@@ -35,8 +38,9 @@ def check(cfg: DictConfig) -> list[str]:
 @parse(CptConfig, check)
 def main(cfg: DictConfig) -> int:
     """Continues pretraining on token shards."""
-    plan = open_data(cfg)
-    return show_plan(plan, cfg.weights) if cfg.plan_only else run_training(cfg, "cpt", plan)
+    if cfg.plan:
+        return show_plan(cfg, lambda: open_data(cfg))
+    return run_training(cfg, "cpt", open_data(cfg))
 
 
 if __name__ == "__main__":

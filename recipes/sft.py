@@ -2,7 +2,8 @@
 
     tune run --nproc_per_node 8 recipes/sft.py --config configs/sft/llama3_8b_ko.yaml
 
-`data` may mix token shards in, to hold what pretraining taught; `plan_only=true` prints what the run would read.
+`data` may mix token shards in, to hold what pretraining taught; `--plan` prints what the run would
+need and read.
 """
 
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ def check(cfg: DictConfig) -> list[str]:
 @parse(SftConfig, check)
 def main(cfg: DictConfig) -> int:
     """Fine-tunes on chat examples."""
-    plan = open_data(cfg)
-    return show_plan(plan, cfg.weights) if cfg.plan_only else run_training(cfg, "sft", plan)
+    if cfg.plan:
+        return show_plan(cfg, lambda: open_data(cfg))
+    return run_training(cfg, "sft", open_data(cfg))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 import yaml
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data_prep.dialogue.chat_template import LLAMA3
@@ -89,6 +90,11 @@ def random_shards(folder: Path, documents: int = 120, longest: int = 300, seed: 
             writer.add(ids.astype(np.uint32))
         writer.finish({}, tokenizer={"sha256": sha256, "vocab_size": VOCAB})
     return folder
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy of the tensor that the ranks hold parts of, or that one rank holds."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
 
 
 def launch(

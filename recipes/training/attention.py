@@ -1,8 +1,9 @@
 """Causal attention that never crosses a document: the backends, and the layer that calls one of them."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 BACKENDS = ("auto", "varlen", "per_document", "mask")
-"""`varlen`: one kernel over all documents (CUDA). `per_document`: one call a document. `mask`: a dense mask."""
+"""`varlen`: one kernel over all documents (CUDA). `per_document`: one call a document. `mask`: a dense mask a row."""
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "Documents"], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,15 @@ class Documents:
 class SelfAttention(nn.Module):
     """Takes the place of torchtune's attention in training: same parameters, no expanded keys and values, no mask."""
 
+    cache_enabled = False
+    """torchtune's decoder asks for a key-value cache; training has none."""
+
     def __init__(self, stock: Any, backend: str) -> None:
         """Takes over the parameters of torchtune's `MultiHeadAttention`."""
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj = stock.q_proj, stock.k_proj, stock.v_proj
         self.output_proj, self.pos_embeddings = stock.output_proj, stock.pos_embeddings
-        self.head_dim, self.backend = stock.head_dim, backend
+        self.head_dim, self._attend = stock.head_dim, _attention(backend)
 
     def forward(self, x: torch.Tensor, _: Any, *, mask: Documents, input_pos: torch.Tensor) -> torch.Tensor:
         """Returns (batch, seq, embed_dim).
@@ -64,7 +69,7 @@ class SelfAttention(nn.Module):
         q = self.pos_embeddings(self.q_proj(x).view(shape), input_pos=input_pos)
         k = self.pos_embeddings(self.k_proj(x).view(shape), input_pos=input_pos)
         v = self.v_proj(x).view(shape)
-        return self.output_proj(attend(q, k, v, mask, self.backend).flatten(2))
+        return self.output_proj(self._attend(q, k, v, mask).flatten(2))
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, backend: str) -> torch.Tensor:
@@ -75,34 +80,80 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documen
         k: (batch, seq, kv_heads, head_dim); `heads` is a multiple of `kv_heads`.
         v: like `k`.
         documents: of the batch.
-        backend: one of `BACKENDS`.
+        backend: one of `BACKENDS` but `auto`.
     """
+    return _attention(backend)(q, k, v, documents)
+
+
+def choose_backend(backend: str, device: str, precision: str, compiled: bool) -> str:
+    """Returns the backend itself, which for `auto` is the fastest that runs.
+
+    Args:
+        backend: one of `BACKENDS`.
+        device: `cpu` or `cuda`.
+        precision: of the computation, `fp32` or `bf16`.
+        compiled: whether the layers are; the lengths of the documents would be compiled into `per_document`.
+
+    Raises:
+        ValueError: that backend does not run there.
+    """
+    obstacle = _varlen_obstacle(device, precision)
     if backend == "auto":
-        backend = "varlen" if q.is_cuda and q.dtype != torch.float32 and _varlen_window() else "per_document"
+        return "varlen" if obstacle is None else "mask" if compiled else "per_document"
+    if backend == "varlen" and obstacle:
+        raise ValueError(obstacle)
+    if backend == "per_document" and compiled:
+        raise ValueError(
+            "per_document with compile=true would compile every batch anew, as the lengths of its documents differ; "
+            "set attention=auto, or compile=false"
+        )
+    return backend
+
+
+def use_own_attention(layers: nn.ModuleList, backend: str) -> None:
+    """Replaces torchtune's attention in each layer, in place; the parameters keep their names.
+
+    Args:
+        layers: of torchtune's decoder; their `mask` is to be `Documents` from now on.
+        backend: as `choose_backend` returns it.
+    """
+    for layer in layers:
+        layer.attn = SelfAttention(layer.attn, backend)
+
+
+def _varlen_obstacle(device: str, precision: str) -> str | None:
+    if device != "cuda":
+        return f"varlen on device={device}; its kernel needs cuda; set attention=auto"
+    if precision != "bf16":
+        return f"varlen with precision={precision}; its kernel computes in bf16; set precision=bf16, or attention=auto"
+    if not _varlen_window():
+        return f"varlen with torch {torch.__version__}, which has no varlen_attn; 2.11 has; set attention=auto"
+    return None
+
+
+def _attention(backend: str) -> Attend:
+    if backend == "varlen":
+        # looked up here, once: code that is compiled cannot inspect a signature
+        from torch.nn.attention.varlen import varlen_attn
+
+        return partial(_varlen, varlen_attn, _varlen_window() or {})
+    return _per_document if backend == "per_document" else _masked
+
+
+def _varlen(
+    kernel: Callable[..., Any],
+    options: dict[str, Any],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    documents: Documents,
+) -> torch.Tensor:
     shape = q.shape
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-    return {"varlen": _varlen, "per_document": _per_document, "mask": _masked}[backend](q, k, v, documents).view(shape)
-
-
-def available(backend: str, device: str, precision: str) -> str | None:
-    """Returns why a backend cannot be used on `device` (cpu or cuda), or None."""
-    if backend != "varlen":
-        return None
-    if device != "cuda":
-        return "varlen needs device=cuda"
-    if precision != "bf16":
-        return "varlen needs precision=bf16"
-    return None if _varlen_window() else f"torch {torch.__version__} has no varlen_attn; use per_document"
-
-
-def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    options = dict(_varlen_window() or {})
-    if options.pop("expand_kv", False):
+    if "enable_gqa" not in options:
         k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
     bounds, longest = documents.offsets, documents.seq_len
-    return cast(torch.Tensor, varlen_attn(q, k, v, bounds, bounds, longest, longest, **options))
+    return cast(torch.Tensor, kernel(q, k, v, bounds, bounds, longest, longest, **options)).view(shape)
 
 
 @cache
@@ -117,23 +168,25 @@ def _varlen_window() -> dict[str, Any] | None:
         return None
     parameters = inspect.signature(varlen_attn).parameters
     causal: dict[str, Any] = {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
-    return causal | ({"enable_gqa": True} if "enable_gqa" in parameters else {"expand_kv": True})
+    return causal | ({"enable_gqa": True} if "enable_gqa" in parameters else {})
 
 
 def _per_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
+    shape = q.shape
     lengths = [end - start for start, end in zip((0, *documents.ends), documents.ends, strict=False)]
-    parts = zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
-    return torch.cat([_sdpa(*part, is_causal=True) for part in parts])
+    parts = zip(*(t.flatten(0, 1).split(lengths) for t in (q, k, v)), strict=True)
+    return torch.cat([_sdpa(*(t[None] for t in part), is_causal=True)[0] for part in parts]).view(shape)
 
 
 def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:
-    ends = torch.tensor(documents.ends, device=q.device)
-    number = torch.searchsorted(ends, torch.arange(len(q), device=q.device), right=True)
-    mask = (number[:, None] == number[None]).tril()
-    return _sdpa(q, k, v, attn_mask=mask)
+    batch, seq_len = q.shape[:2]
+    positions = torch.arange(batch * seq_len, device=q.device, dtype=torch.int32)
+    number = torch.searchsorted(documents.offsets[1:], positions, right=True).view(batch, 1, seq_len)
+    mask = (number.transpose(1, 2) == number).tril()
+    return _sdpa(q, k, v, attn_mask=mask[:, None])
 
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
-    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     out = scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **options)
-    return out[0].transpose(0, 1)
+    return out.transpose(1, 2)

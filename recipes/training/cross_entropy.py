@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from recipes.training.loss import IGNORE, summed_cross_entropy
@@ -33,7 +34,8 @@ def linear_cross_entropy(
     """
     hidden, targets = hidden.flatten(0, 1), targets.flatten()
     if chunk:
-        if not hidden.is_cuda:  # on a GPU, counting the targets would wait for all work queued before
+        # on a GPU, counting the targets would wait for all work queued before; without data there is nothing to count
+        if not (hidden.is_cuda or isinstance(hidden, FakeTensor)):
             rows = (targets != IGNORE).nonzero().squeeze(1)
             hidden, targets = (hidden, targets) if len(rows) == len(targets) else (hidden[rows], targets[rows])
         objective, cross_entropy = _Chunked.apply(hidden, weight, targets, chunk, z_loss, torch.is_grad_enabled())

@@ -1,13 +1,13 @@
 """What a step trains on: packed sequences whose order depends on the data, the seed and the step alone."""
 
 import bisect
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from configs.loader import ConfigError
 from data_prep.dialogue.chat_template import ChatTemplate
@@ -17,7 +17,7 @@ from data_prep.hf_directory import ModelDirectory
 from data_prep.lineage import sha256_file, sha256_json
 from data_prep.tokens.shards import Shards
 from recipes.training.loss import IGNORE
-from recipes.training.order import SampleOrder, generator
+from recipes.training.order import generator
 
 PADDING = -1
 """Document number of a position that holds no token of the data."""
@@ -109,12 +109,14 @@ class TokenStream:
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the epoch's document order and the stream offset behind each document."""
-        if epoch not in self._epochs:
+        known = self._epochs.get(epoch)
+        if known is None:
             order = generator(self._seed, epoch, self.fingerprint).permutation(self.shards.num_documents)
-            while len(self._epochs) > 1:
-                self._epochs.pop(min(self._epochs))
-            self._epochs[epoch] = (order, np.cumsum(self.shards.document_lengths[order]))
-        return self._epochs[epoch]
+            known = (order, np.cumsum(self.shards.document_lengths[order]))
+            # a new dictionary: the thread that reads ahead and the one that trains may both be here
+            kept = self._epochs
+            self._epochs = {number: kept[number] for number in sorted(kept)[-1:]} | {epoch: known}
+        return known
 
 
 class ChatExamples:
@@ -156,6 +158,7 @@ class ChatExamples:
             raise CorpusError(f"{path} holds no example of at most {seq_len} tokens; raise seq_len")
         self._epochs: list[list[list[int]]] = []
         self._ends: list[int] = []
+        self._growing = threading.Lock()
         self.num_tokens = sum(len(ids) for ids, _ in self._examples)
         self.fingerprint = sha256_json([sha256_file(path), template.template, template.tokenizer.sha256, over_long])
 
@@ -183,9 +186,10 @@ class ChatExamples:
 
     def _packed(self, index: int) -> list[int]:
         """Returns the example numbers of sequence `index`: each epoch packs a shuffled order next-fit."""
-        while not self._ends or index >= self._ends[-1]:
-            self._epochs.append(self._pack(len(self._epochs)))
-            self._ends.append((self._ends[-1] if self._ends else 0) + len(self._epochs[-1]))
+        with self._growing:  # the thread that reads ahead and the one that trains may both be here
+            while not self._ends or index >= self._ends[-1]:
+                self._epochs.append(self._pack(len(self._epochs)))
+                self._ends.append((self._ends[-1] if self._ends else 0) + len(self._epochs[-1]))
         epoch = bisect.bisect_right(self._ends, index)
         return self._epochs[epoch][index - self._ends[epoch]]  # the negative place counts from the epoch's end
 
@@ -201,35 +205,6 @@ class ChatExamples:
             bins[-1].append(example)
             room -= length
         return bins
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch on the device: int64 (batch, seq); `mask` bool (batch, seq, seq), True = attends."""
-
-    tokens: torch.Tensor
-    targets: torch.Tensor
-    positions: torch.Tensor
-    mask: torch.Tensor
-    padding: int
-    """Positions that hold no token of the data."""
-
-
-class Batches:
-    """The micro-batches of this rank at any step."""
-
-    def __init__(
-        self, sources: Sequence[Source], order: SampleOrder, micro_batch: int, rank: int, world_size: int
-    ) -> None:
-        self._sources, self._order, self._micro_batch = sources, order, micro_batch
-        self._rank, self._world_size = rank, world_size
-
-    def micro_batches(self, step: int, device: torch.device) -> list[Batch]:
-        """Returns this rank's share of the step's global batch."""
-        picks = self._order.step(step)[self._rank :: self._world_size]
-        samples = [self._sources[source].sample(index) for source, index in picks]
-        groups = [samples[i : i + self._micro_batch] for i in range(0, len(samples), self._micro_batch)]
-        return [_collate(group, device) for group in groups]
 
 
 def open_shards(folder: Path, vocab_size: int, weights: str | None) -> Shards:
@@ -256,18 +231,3 @@ def open_shards(folder: Path, vocab_size: int, weights: str | None) -> Shards:
         problem = f"was made with the tokenizer {sha256[:12]}, {weights} has {found}; make the shards with one of them"
         raise ConfigError(folder, [problem])
     return shards
-
-
-def _collate(samples: list[Sample], device: torch.device) -> Batch:
-    tokens, targets, documents = (
-        torch.from_numpy(np.stack([getattr(s, name) for s in samples])).to(device)
-        for name in ("tokens", "targets", "documents")
-    )
-    seq_len = tokens.shape[1]
-    index = torch.arange(seq_len, device=device).expand_as(tokens)
-    is_start = torch.ones_like(documents, dtype=torch.bool)
-    is_start[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    starts = torch.where(is_start, index, 0).cummax(dim=1).values
-    causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=device).tril()
-    mask = (documents[:, :, None] == documents[:, None, :]) & causal
-    return Batch(tokens, targets, index - starts, mask, int((documents == PADDING).sum()))

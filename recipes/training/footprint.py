@@ -67,8 +67,9 @@ def executed_flops_per_token(model: Architecture, seq_len: int, activations: str
 def saved_bytes_per_token(model: Architecture, activations: str, compiled: bool) -> float:
     """Returns what one layer keeps of one token for the backward pass, in bf16.
 
-    Counted for a Llama-3-8B layer: 224 KiB (`none`, with norms that keep fp32 copies), 148 KiB (compiled), 92 KiB
-    (compiled, budget 0.7), 100 KiB (`selective`), 8 KiB (`full`). A budget between 0 and 0.7 is taken as linear.
+    Of a Llama-3-8B layer: 212 KiB (`none`, with norms that keep fp32 copies; torchtune's own attention, which expands
+    keys and values, was counted at 224), 148 KiB (compiled), 92 KiB (compiled, budget 0.7), 100 KiB (`selective`),
+    8 KiB (`full`). A budget between 0 and 0.7 is taken as linear.
     """
     d, i = model.embed_dim, model.intermediate_dim
     kv = model.num_kv_heads * (d // model.num_heads)
@@ -86,37 +87,42 @@ def memory_by_part(
     model: Architecture,
     precision: Precision,
     *,
-    world_size: int,
+    shards: int,
     tokens: int,
     accumulates: bool,
     activations: str,
     compiled: bool,
     loss_chunk: int,
+    keeps_gathered: bool = False,
 ) -> dict[str, int]:
     """Returns the bytes one GPU needs at the peak, by part.
 
     Args:
         model: the decoder's shape.
         precision: bytes per parameter.
-        world_size: GPUs over which FSDP2 shards; 1 shards nothing.
+        shards: GPUs over which FSDP2 spreads one copy of the model; 1 is the plain model.
         tokens: of one micro-batch.
         accumulates: whether a step has several micro-batches; their gradients stay whole until the last one.
         activations: as in the configuration.
         compiled: whether the layers are compiled.
         loss_chunk: positions whose logits exist at once, 0 for all.
+        keeps_gathered: whether weights stay gathered from the forward to the backward pass.
     """
     counts = parameter_counts(model)
     total = sum(counts.values())
     layer = (counts["attention"] + counts["mlp"]) // model.num_layers
     outer = counts["embedding"] + counts["output"]
     rows = min(loss_chunk or tokens, tokens)
+    num_layers, copies = (model.num_layers if keeps_gathered else 2), precision.compute
+    if shards == 1:  # weights stored in the compute dtype are used as they lie; others are cast in each pass
+        num_layers, copies = (model.num_layers if activations == "none" else 1), copies % precision.stored
     parts = {
-        "parameters": -(-total * precision.stored // world_size),
-        "gradients": -(-total * precision.gradient // world_size),
-        "optimizer": round(total * precision.optimizer / world_size),
-        # two layers in flight, embeddings and output throughout
-        "gathered": (outer + 2 * layer) * precision.compute if world_size > 1 else 0,
-        "accumulated": total * 4 if world_size > 1 and accumulates else 0,
+        "parameters": -(-total * precision.stored // shards),
+        "gradients": -(-total * precision.gradient // shards),
+        "optimizer": round(total * precision.optimizer / shards),
+        # beside the layers in flight, embeddings and output throughout
+        "gathered": (outer + num_layers * layer) * copies,
+        "accumulated": total * 4 if accumulates and (shards > 1 or precision.stored < 4) else 0,
         "activations": round(model.num_layers * saved_bytes_per_token(model, activations, compiled) * tokens),
         # logits in the compute dtype and fp32, and their gradient; the weight's fp32 gradient
         "loss": rows * model.vocab_size * (4 + 2 * precision.compute) + 4 * model.vocab_size * model.embed_dim,

@@ -1,6 +1,5 @@
 """The training loop of CPT and SFT: what a step computes, and when it is logged and saved."""
 
-import logging
 import signal
 import time
 from collections.abc import Iterator
@@ -14,13 +13,14 @@ from omegaconf import DictConfig
 from configs.loader import ConfigError, UserError
 from data_prep.hf_directory import ModelDirectory
 from recipes.training import weights
+from recipes.training.batches import Batches
 from recipes.training.checkpoint import CheckpointStore
 from recipes.training.contents import write_skipped_step
-from recipes.training.data import Batches
 from recipes.training.distributed import World, leave, log_to_file, on_rank_zero, process_group
 from recipes.training.guard import Guard
-from recipes.training.metrics import Metrics, describe_run, versions
-from recipes.training.model import Architecture, build_sharded_model
+from recipes.training.metrics import describe_run, versions
+from recipes.training.model import Architecture, build_sharded_model, stated_architecture
+from recipes.training.observers import Observers, open_metrics
 from recipes.training.optimizer import (
     build_optimizer,
     hyperparameters,
@@ -29,9 +29,12 @@ from recipes.training.optimizer import (
     storage_dtype,
 )
 from recipes.training.plan import DataPlan
+from recipes.training.profiling import step_profiler
 from recipes.training.schedule import Schedule
 from recipes.training.settings import check_world
 from recipes.training.step import Run, StepResult, train_step
+from recipes.training.throughput import Throughput
+from recipes.training.validation import Validation, open_validation
 
 REQUEUE_EXIT_CODE = 85
 """Ended early with a checkpoint, after a signal: start the same command again."""
@@ -57,6 +60,7 @@ def run_training(cfg: DictConfig, name: str, data: DataPlan) -> int:
         CheckpointError: the newest checkpoint is of another run.
     """
     folder = Path(cfg.output_dir)
+    validation = open_validation(cfg, data)
     with process_group(cfg.device) as world, ExitStack() as stack:
         check_world(cfg, world.size)
         logger = stack.enter_context(log_to_file(world, folder / "logs"))
@@ -64,7 +68,7 @@ def run_training(cfg: DictConfig, name: str, data: DataPlan) -> int:
         store = CheckpointStore(folder / "checkpoints", identity(cfg, data), cfg.keep_checkpoints, world)
         run = build_run(cfg, data, world)
         if latest := store.latest():
-            restore(run, cfg, store, latest)
+            restore(run, validation, cfg, store, latest)
         elif cfg.weights:
             weights.load(run.model, *open_weights(cfg.weights))
         else:
@@ -72,9 +76,13 @@ def run_training(cfg: DictConfig, name: str, data: DataPlan) -> int:
         check_start(cfg, run.step)
         logger.info("rank %d of %d starts behind step %d of %d", world.rank, world.size, run.step, cfg.steps)
         on_rank_zero(world, lambda: announce(folder, cfg, data))
-        metrics = stack.enter_context(Metrics(folder, run.step, cfg.steps, name)) if world.rank == 0 else None
         stop = stack.enter_context(stop_signals())
-        exit_code = train(run, cfg, data, store, metrics, stop)
+        repeats = validation is not None and validation.is_due(run.step)
+        metrics = stack.enter_context(open_metrics(cfg, name, run.step, repeats, world))
+        profiler = stack.enter_context(step_profiler(cfg, run.step, world))
+        throughput = Throughput.of(cfg, architecture_of(cfg), world)
+        observers = Observers(cfg, data, world, throughput, profiler, validation, metrics)
+        exit_code = train(run, cfg, data, store, observers, stop)
     return leave(exit_code)
 
 
@@ -87,9 +95,10 @@ def announce(folder: Path, cfg: DictConfig, data: DataPlan) -> None:
 
 def build_run(cfg: DictConfig, data: DataPlan, world: World) -> Run:
     """Builds the sharded model, its optimizer and the rank's batches; the weights are not yet set."""
-    architecture = open_weights(cfg.weights)[1] if cfg.weights else Architecture(**cfg.model)
+    architecture = architecture_of(cfg)
     modes = (cfg.precision, cfg.activation_checkpointing, storage_dtype(cfg.optimizer), cfg.compile)
-    model = build_sharded_model(architecture, world, *modes)
+    keys = {"attention": cfg.attention, "float8": cfg.float8, "layout": cfg.layout}
+    model = build_sharded_model(architecture, world, *modes, **keys)
     optimizer = build_optimizer(cfg, model)
     return Run(
         model=model,
@@ -101,7 +110,7 @@ def build_run(cfg: DictConfig, data: DataPlan, world: World) -> Run:
     )
 
 
-def restore(run: Run, cfg: DictConfig, store: CheckpointStore, path: Path) -> None:
+def restore(run: Run, validation: Validation | None, cfg: DictConfig, store: CheckpointStore, path: Path) -> None:
     """Takes the run up where a checkpoint left it, under the settings of the configuration.
 
     Raises:
@@ -113,6 +122,8 @@ def restore(run: Run, cfg: DictConfig, store: CheckpointStore, path: Path) -> No
         group.update(settings)
     run.step, run.ledger = state["step"], state["ledger"]
     run.guard = Guard(cfg.guard, state.get("guard"))
+    if validation:
+        validation.restore(state.get("validation"))
 
 
 def check_start(cfg: DictConfig, step: int) -> None:
@@ -130,34 +141,43 @@ def check_start(cfg: DictConfig, step: int) -> None:
 
 
 def train(
-    run: Run, cfg: DictConfig, data: DataPlan, store: CheckpointStore, metrics: Metrics | None, stop: list[int]
+    run: Run, cfg: DictConfig, data: DataPlan, store: CheckpointStore, observers: Observers, stop: list[int]
 ) -> int:
     """Runs steps until `cfg.steps` or until any rank got a signal; returns the exit code.
 
     Raises:
         TrainingError: the guard gives up.
     """
-    if run.step >= cfg.steps and metrics:
+    if run.step >= cfg.steps and observers.metrics:
         print(f"{cfg.output_dir}: all {cfg.steps} steps are done already")
+    if not observers.validate(run, stop):
+        return REQUEUE_EXIT_CODE  # nothing has changed since the checkpoint
     while run.step < cfg.steps:
         started = time.perf_counter()
         result = train_step(run, cfg, store.world, bool(stop))
-        seconds = time.perf_counter() - started
-        result.metrics["speed/tokens_per_second"] = cfg.global_batch_tokens / seconds
-        result.metrics.update({f"tokens/{source}": count for source, count in data.tokens(run.step).items()})
-        if metrics:
-            metrics.log_step(run.step, result.metrics)
+        observers.step_ended(run.step, result, time.perf_counter() - started)
         if result.skipped:
-            note_skipped_step(run, cfg, data, store, result)
-        if result.stopping or run.step == cfg.steps or run.step % cfg.save_every_steps == 0:
-            state = {"step": run.step, "ledger": run.ledger, "sources": data.ledger(run.step)}
-            store.save(run.model, run.optimizer, state | {"guard": run.guard.state, "versions": versions()})
-        if result.stopping and run.step < cfg.steps:
+            note_skipped_step(run, cfg, data, store, observers, result)
+        is_validated = observers.validate(run, stop)
+        stopping = result.stopping or not is_validated
+        if stopping or run.step == cfg.steps or run.step % cfg.save_every_steps == 0:
+            save(run, data, store, observers)
+        if stopping and (run.step < cfg.steps or not is_validated):
             return REQUEUE_EXIT_CODE
     return 0
 
 
-def note_skipped_step(run: Run, cfg: DictConfig, data: DataPlan, store: CheckpointStore, result: StepResult) -> None:
+def save(run: Run, data: DataPlan, store: CheckpointStore, observers: Observers) -> None:
+    """Writes a checkpoint of the step that just ended."""
+    state = {"step": run.step, "ledger": run.ledger, "sources": data.ledger(run.step), "guard": run.guard.state}
+    if observers.validation:
+        state["validation"] = observers.validation.state
+    store.save(run.model, run.optimizer, state | {"versions": versions()})
+
+
+def note_skipped_step(
+    run: Run, cfg: DictConfig, data: DataPlan, store: CheckpointStore, observers: Observers, result: StepResult
+) -> None:
     """Writes down what the step that was just skipped had read.
 
     Raises:
@@ -165,13 +185,18 @@ def note_skipped_step(run: Run, cfg: DictConfig, data: DataPlan, store: Checkpoi
     """
     facts = {"step": run.step, "reason": result.skipped, **result.metrics}
     path = on_rank_zero(store.world, lambda: write_skipped_step(Path(cfg.output_dir), data, cfg.weights, facts))
-    logging.getLogger("kotune").warning("step %d skipped: %s; what it read: %s", run.step, result.skipped, path)
+    observers.warn(f"step {run.step} skipped: {result.skipped}; what it read: {path}")
     if run.guard.gives_up:
         raise TrainingError(
             f"{run.guard.num_skips} of the last {cfg.guard.window_steps} steps were skipped, step {run.step} because "
             f"{result.skipped}; guard.max_skips={cfg.guard.max_skips} are allowed; look at {path}, lower optimizer.lr, "
             f"or raise guard.max_skips; the last checkpoint is {store.latest()}"
         )
+
+
+def architecture_of(cfg: DictConfig) -> Architecture:
+    """Returns the shape of the run's model."""
+    return stated_architecture(cfg.weights, cfg.model)
 
 
 def open_weights(path: str) -> tuple[ModelDirectory, Architecture]:

@@ -1,21 +1,28 @@
 """The decoder of a Llama: its shape, its builder, and how it is spread over ranks."""
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torchtune.models.llama3._component_builders import llama3
 from torchtune.models.llama3_1._component_builders import llama3_1
 from torchtune.models.llama3_2._component_builders import llama3_2
 from torchtune.modules import TransformerDecoder
 
 from configs.loader import ConfigError
+from data_prep.hf_directory import ModelDirectory
 from recipes.training.activations import spare_activations
+from recipes.training.attention import choose_backend, use_own_attention
+from recipes.training.casting import GradientSums
 from recipes.training.cross_entropy import linear_cross_entropy
 from recipes.training.distributed import World
+from recipes.training.float8 import use_float8
+from recipes.training.layout import LayoutSettings, spread
 
 
 @dataclass
@@ -115,8 +122,40 @@ class Architecture:
         }
 
 
+def stated_architecture(weights: str | None, model: Mapping[str, Any] | None) -> Architecture:
+    """Returns the shape that a run's `weights` and `model` state; weights that do not exist state none.
+
+    Raises:
+        ConfigError: neither states one, or each another.
+    """
+    stated = None if model is None else Architecture(**model)
+    if weights is None or not Path(weights).exists():
+        if stated is None:
+            problem = f"{weights} does not exist, nor does `model` state a shape; give one of them"
+            raise ConfigError("weights", [problem])
+        return stated
+    directory = ModelDirectory.open(weights)
+    found = Architecture.from_hf(directory.config, directory.path / "config.json")
+    wanted = asdict(found)
+    problems = [
+        f"model.{key}: {value}; the weights' config.json says {wanted[key]}; set it so, or name other weights"
+        for key, value in (asdict(stated) if stated else {}).items()
+        if value != wanted[key]
+    ]
+    if problems:
+        raise ConfigError(directory.path, problems)
+    return found
+
+
 class Decoder(TransformerDecoder):
     """torchtune's decoder, which given targets returns their loss in place of the logits."""
+
+    gradient_sums: GradientSums
+    """Of a model that is not sharded."""
+
+    def set_requires_gradient_sync(self, is_last: bool) -> None:
+        """Says whether the next micro-batch is the step's last; FSDP2's own takes its place when sharded."""
+        self.gradient_sums.is_last = is_last
 
     def forward(
         self,
@@ -134,7 +173,7 @@ class Decoder(TransformerDecoder):
             targets: (batch, seq), int64; `IGNORE` is not counted.
             loss_chunk: positions whose logits exist at once, 0 for all.
             z_loss: weight of the z-loss.
-            inputs: `mask` and `input_pos` of torchtune's decoder.
+            inputs: `mask`, which is `Documents` with our attention, and `input_pos` of torchtune's decoder.
         """
         if targets is None:
             return super().forward(tokens, **inputs)
@@ -142,8 +181,9 @@ class Decoder(TransformerDecoder):
         for layer in self.layers:
             hidden = layer(hidden, **inputs)
         owner = self.output if isinstance(self.output, nn.Linear) else self.tok_embeddings
+        hidden = self.norm(hidden)
         # the weight is whole here: FSDP gathers it with the root module, until the backward pass is through
-        return linear_cross_entropy(self.norm(hidden), owner.weight, targets, loss_chunk, z_loss)
+        return linear_cross_entropy(hidden, owner.weight.to(hidden.dtype), targets, loss_chunk, z_loss)
 
 
 def build_model(architecture: Architecture) -> Decoder:
@@ -170,18 +210,28 @@ def build_model(architecture: Architecture) -> Decoder:
     return Decoder(**{name: getattr(built, name) for name in names})
 
 
-def build_sharded_model(
+def build_sharded_model(architecture: Architecture, world: World, *modes: Any, **keys: Any) -> Decoder:
+    """Builds the model of a run with empty storage on the rank's device; takes what `lay_out` takes.
+
+    Returns:
+        The model with uninitialised weights; `weights.load` or `weights.initialise` fills them.
+    """
+    return materialise(lay_out(architecture, world, *modes, **keys), world.device)
+
+
+def lay_out(
     architecture: Architecture,
     world: World,
     precision: str,
     activations: str,
     storage: torch.dtype = torch.float32,
     compiled: bool = False,
+    *,
+    attention: str = "auto",
+    float8: str | None = None,
+    layout: Any = LayoutSettings,
 ) -> Decoder:
-    """Builds on the meta device, then: activation checkpointing -> compile -> FSDP2 -> empty storage on the device.
-
-    Gradients are reduced in fp32, and those of the ranks are summed, not averaged: the loss is already divided by
-    the global number of targets.
+    """Builds on the meta device: the decoder -> attention -> float8 -> activation checkpointing -> compile -> sharding.
 
     Args:
         architecture: the decoder's shape.
@@ -190,29 +240,31 @@ def build_sharded_model(
         activations: what is kept for the backward pass, see `spare_activations`.
         storage: dtype in which parameters are stored and updated.
         compiled: whether each layer is compiled.
-
-    Returns:
-        The model with uninitialised weights; `weights.load` or `weights.initialise` fills them.
+        attention: one of `attention.BACKENDS`; the model's `mask` is `Documents`.
+        float8: recipe of the layers' matrix products, or None.
+        layout: `LayoutSettings`.
     """
     # torchtune's RMSNorm computes in fp32 with a bf16 scale; torch says at each run that it takes the unfused kernel
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     with torch.device("meta"):
         model = build_model(architecture).to(storage)
+    use_own_attention(model.layers, choose_backend(attention, world.device.type, precision, compiled))
+    if float8:
+        use_float8(model.layers, float8)
     spare_activations(model.layers, activations)
     if compiled:
         for layer in model.layers:
             layer.compile(fullgraph=True)
-    compute = torch.bfloat16 if precision == "bf16" else torch.float32
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for layer in model.layers:
-        fully_shard(layer, mesh=world.mesh, mp_policy=policy)
-    fully_shard(model, mesh=world.mesh, mp_policy=policy)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
-    model.to_empty(device=world.device)
-    restore_rope(model, world.device)
+    spread(model, world, precision, layout)
+    return model
+
+
+def materialise(model: Decoder, device: torch.device) -> Decoder:
+    """Gives the parameters storage on the device, without values, and the rotary caches theirs."""
+    model.to_empty(device=device)
+    restore_rope(model, device)
+    if not isinstance(model, FSDPModule):
+        model.gradient_sums = GradientSums(model)
     return model
 
 

@@ -66,8 +66,9 @@ class SampleOrder:
 
     def counts(self, step: int) -> list[int]:
         """Returns the sequences that each source has given before `step`: (sources,)."""
-        if step == self._last[0]:
-            return self._last[1]
+        last = self._last  # read once: another thread may ask for another step meanwhile
+        if step == last[0]:
+            return last[1]
         low, high = 0, HORIZON
         at_low = [0] * len(self._rates[0])
         at_high = self._nearest(high, at_low, [high * self._per_step] * len(at_low))

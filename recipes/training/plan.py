@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from configs.loader import ConfigError, UserError
+from configs.loader import ConfigError, UserError, existing_path
 from data_prep.lineage import write_json
 from data_prep.tokens.tokenizer import load_tokenizer
 from data_prep.tokens.tokenizer_formats import Tokenizer
 from recipes.training.data import ChatExamples, Source, TokenStream
+from recipes.training.estimate import compute_plan
 from recipes.training.mixture import Mixture
 from recipes.training.order import SampleOrder
+from recipes.training.tables import aligned
 
 EXCERPT_CHARS = 100
 
@@ -100,7 +102,7 @@ class DataPlan:
         head = (
             f"{self.steps:,} steps x {self.sequences_per_step:,} sequences x {self.seq_len:,} tokens = {total:,} tokens"
         )
-        return "\n".join([head, *_aligned(rows)])
+        return "\n".join([head, *aligned(rows, 2)])
 
     def _stages(self) -> list[dict[str, Any]]:
         told = []
@@ -138,18 +140,34 @@ def plan_data(cfg: DictConfig, mixture: Mixture, sources: Sequence[Source]) -> D
     return plan
 
 
-def show_plan(plan: DataPlan, weights: str | None) -> int:
-    """Prints the plan and how the first step's documents begin; returns exit code 0.
+def show_plan(cfg: DictConfig, open_data: Callable[[], DataPlan]) -> int:
+    """Prints what a run needs of its GPUs, then what it reads; returns exit code 0.
+
+    Args:
+        cfg: `TrainSettings`, checked.
+        open_data: opens the run's data.
+
+    Raises:
+        UserError: the data, or the tokenizer of the weights, cannot be read; the first part is printed by then.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(compute_plan(cfg) + "\n", flush=True)
+        if missing := existing_path(cfg, "weights"):
+            raise ConfigError("what the run would read cannot be told", missing)
+        show_data_plan(open_data(), cfg.weights)
+    return 0
+
+
+def show_data_plan(plan: DataPlan, weights: str | None) -> None:
+    """Prints the plan and how the first step's documents begin.
 
     Args:
         plan: of the run.
         weights: model directory whose tokenizer decodes the text; without one the shards' own is looked for.
     """
-    if os.environ.get("RANK", "0") == "0":
-        print(plan.table())
-        for line in first_documents(plan, weights):
-            print(line)
-    return 0
+    print(plan.table())
+    for line in first_documents(plan, weights):
+        print(line)
 
 
 def first_documents(plan: DataPlan, weights: str | None, most: int = 3) -> list[str]:
@@ -212,15 +230,3 @@ def tokenizer_of(source: Source, weights: str | None) -> Tokenizer | None:
         except UserError:
             continue
     return None
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text = 2  # the first columns are words, the others numbers
-    return [
-        "  ".join(
-            cell.ljust(width) if column < text else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -1,17 +1,26 @@
 """The keys of a training run, shared by CPT and SFT, with their units."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from configs.loader import ConfigError, existing_path, one_of, positive
+from configs.loader import COMPONENT, ConfigError, existing_path, one_of, positive
 from recipes.training.activations import MODES, memory_budget
+from recipes.training.attention import BACKENDS, choose_backend
+from recipes.training.estimate import EstimateSettings, estimate_problems
+from recipes.training.float8 import float8_problems
 from recipes.training.guard import GuardSettings
+from recipes.training.layout import LayoutSettings, layout_problems, world_problems
 from recipes.training.mixture import read_mixture
 from recipes.training.model import Architecture
-from recipes.training.optimizer import has_compiler, optimizer_problems
+from recipes.training.optimizer import has_compiler, optimizer_problems, storage_dtype
+from recipes.training.profiling import ProfileSettings, profile_problems
 from recipes.training.schedule import SCHEDULES
+from recipes.training.tracking import tracking_problems
+from recipes.training.validation import ValidationSettings, validation_problems
 
 
 @dataclass
@@ -29,12 +38,14 @@ class TrainSettings:
     weights: str | None = None
     """Hugging Face directory to start from; without it `model` gives a new model's shape."""
     model: Architecture | None = None
-    """Shape of a new model; excludes `weights`, whose config.json states it."""
+    """Shape of a new model; beside `weights`, the shape that their config.json must state."""
     data: Any = MISSING
     """A path of token shards or chat examples, a list of paths or of {shards | chat: path, weight: share, ...}, a
     mixture file (*.yaml) with stages, or its content as a mapping; see `recipes/training/mixture.py`."""
-    plan_only: bool = False
-    """Print which tokens the run would read, and end before a model is built."""
+    plan: bool = field(default=False, metadata={"flag": True})
+    """Print what the run would need and read, and end; also as --plan. Needs neither a GPU nor the weights."""
+    estimate: EstimateSettings = field(default_factory=EstimateSettings)
+    """What the plan is told for."""
     seq_len: int = 8192
     """Tokens a packed sequence."""
     global_batch_tokens: int = 4_194_304
@@ -77,10 +88,24 @@ class TrainSettings:
     with compile=true, the share of activations that the compiler keeps: at 0.7 no product is computed again."""
     compile: bool = False
     """Whether the layers are compiled."""
+    attention: str = "auto"
+    """`varlen`: one kernel for all documents (CUDA, bf16); `per_document`: one call a document; `mask`: dense."""
+    float8: str | None = None
+    """`tensorwise` or `rowwise`: the layers' matrix products in float8 (H100 or newer, compile=true)."""
+    layout: LayoutSettings = field(default_factory=LayoutSettings)
+    """How FSDP2 spreads the model over the ranks."""
+    validation: ValidationSettings | None = None
+    """Held-out text that is scored during the run."""
     save_every_steps: int = 500
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    peak_tflops: float | None = None
+    """Dense bf16 rate of one GPU, for the MFU; null: by the GPU's name, and no MFU where that is not known."""
+    wandb: dict[str, Any] | None = None
+    """Arguments of `wandb.init`, such as {project, entity, name, mode: offline}; null: no W&B."""
+    profile: ProfileSettings | None = None
+    """Steps that torch.profiler records."""
 
 
 def check_settings(cfg: DictConfig) -> list[str]:
@@ -88,17 +113,20 @@ def check_settings(cfg: DictConfig) -> list[str]:
     problems = one_of(cfg, "device", ["auto", "cpu", "cuda"]) + one_of(cfg, "precision", ["bf16", "fp32"])
     problems += positive(
         cfg, "seq_len", "global_batch_tokens", "micro_batch", "steps", "save_every_steps", "keep_checkpoints",
-        "clip_grad_norm", "embedding_lr", "guard.window_steps", "guard.spike_sigmas",
+        "clip_grad_norm", "embedding_lr", "guard.window_steps", "guard.spike_sigmas", "peak_tflops",
     )  # fmt: skip
-    problems += existing_path(cfg, "weights")
-    if (cfg.weights is None) == (cfg.model is None):
-        problems.append("weights, model: give exactly one, the weights to start from or a new model's shape")
+    problems += estimate_problems(cfg.estimate) if cfg.plan else existing_path(cfg, "weights")
+    if cfg.weights is None and cfg.model is None:
+        problems.append("weights, model: neither is given; name the weights to start from, or a new model's shape")
     if cfg.seq_len > 0 and cfg.global_batch_tokens % cfg.seq_len:
         problems.append(
             f"global_batch_tokens: {cfg.global_batch_tokens} is no multiple of seq_len={cfg.seq_len}; "
             f"use {max(1, cfg.global_batch_tokens // cfg.seq_len) * cfg.seq_len}"
         )
-    problems += schedule_problems(cfg) + optimizer_problems(cfg) + compute_problems(cfg)
+    problems += schedule_problems(cfg) + optimizer_problems(cfg) + compute_problems(cfg) + parallel_problems(cfg)
+    problems += validation_problems(cfg) + tracking_problems(cfg) + profile_problems(cfg)
+    if cfg.plan:
+        return problems  # what is wrong with the data, the plan tells below what can be told without them
     try:
         read_mixture(cfg.data, cfg.global_batch_tokens)
     except ConfigError as error:
@@ -151,12 +179,29 @@ def compute_problems(cfg: DictConfig) -> list[str]:
     return problems
 
 
+def parallel_problems(cfg: DictConfig) -> list[str]:
+    """Returns the problems of how layers are computed on this device (`plan`: on a GPU) and spread over ranks."""
+    is_on_cpu = cfg.device == "cpu" or not (cfg.plan or torch.cuda.is_available())
+    device = "cpu" if is_on_cpu else "cuda"
+    problems = one_of(cfg, "attention", BACKENDS) + float8_problems(cfg, device)
+    try:
+        choose_backend(cfg.attention, device, cfg.precision, cfg.compile)
+    except ValueError as error:
+        problems.append(f"attention: {error}")
+    with suppress(ImportError):  # the loader has named it
+        stored = storage_dtype(cfg.optimizer) if COMPONENT in cfg.optimizer else torch.float32
+        problems += layout_problems(cfg.layout, stored)
+    return problems
+
+
 def check_world(cfg: DictConfig, world_size: int) -> None:
     """Checks that the global batch divides over the ranks.
 
     Raises:
         ConfigError: it does not; the message names world sizes that fit.
     """
+    if problems := world_problems(cfg.layout, world_size):
+        raise ConfigError("layout", problems)
     sequences = cfg.global_batch_tokens // cfg.seq_len
     if sequences % (world_size * cfg.micro_batch):
         fitting = [n for n in range(1, sequences + 1) if sequences % (n * cfg.micro_batch) == 0]

@@ -1,5 +1,8 @@
 """One optimizer step: forward and backward over the micro-batches, the guard's verdict, the update."""
 
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -7,12 +10,12 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from recipes.training.data import Batches
+from recipes.training.batches import Batch, Batches
 from recipes.training.distributed import World, sum_over_ranks
 from recipes.training.guard import Guard
-from recipes.training.loss import IGNORE
 from recipes.training.optimizer import set_learning_rates
 from recipes.training.schedule import Schedule
+from recipes.training.throughput import peak_memory
 
 LEDGER = ("tokens", "trained", "masked", "padded", "skipped")
 
@@ -47,46 +50,105 @@ def train_step(run: Run, cfg: DictConfig, world: World, stop: bool) -> StepResul
 
     The loss is the sum over valid targets divided by the valid targets of the whole global batch, which are
     counted over ranks and micro-batches before the first forward pass.
+
+    The CPU waits for the device once, in `gather`: the guard must see the numbers before the weights may change.
     """
+    started = time.perf_counter()
     batches = run.batches.micro_batches(run.step, world.device)
-    targets = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
-    padded = sum(batch.padding for batch in batches)
-    counts = sum_over_ranks(torch.tensor([targets, padded, int(stop)], dtype=torch.int64, device=world.device))
-    num_targets, num_padded, num_stops = counts.tolist()
+    waited = time.perf_counter() - started
+    targets = torch.tensor(sum(batch.num_targets for batch in batches)).to(world.device, non_blocking=True)
     factor = run.schedule.factor(run.step)
     set_learning_rates(run.optimizer, run.peak_lrs, factor)
-    sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # objective, cross-entropy
-    for index, batch in enumerate(batches):
-        run.model.set_requires_gradient_sync(index == len(batches) - 1)  # type: ignore[operator]
-        inputs = {"mask": batch.mask, "input_pos": batch.positions}
-        losses = run.model(batch.tokens, targets=batch.targets, loss_chunk=cfg.loss_chunk, z_loss=cfg.z_loss, **inputs)
-        (losses[0] / max(1, num_targets)).backward()
-        sums += torch.stack(losses).detach()
-    objective, loss = (sum_over_ranks(sums) / max(1, num_targets)).tolist()
+    sums = forward_and_backward(run.model, batches, sum_over_ranks(targets.clone()), cfg)
     norm = clip_gradients(run.model, cfg.clip_grad_norm)
-    skipped = run.guard.judge(loss, norm)
+    on_host = {"padded": sum(batch.padding for batch in batches), "stop": stop, "time/data_wait": waited}
+    on_host |= peak_memory(world.device)
+    rows = gather({"objective": sums[0], "loss": sums[1], "targets": targets, "norm": norm}, on_host, world)
+    num_targets = sum(int(row["targets"]) for row in rows)
+    objective, loss = (sum(row[name] for row in rows) / max(1, num_targets) for name in ("objective", "loss"))
+    skipped = run.guard.judge(loss, rows[0]["norm"])
     if not skipped:
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
-    count_tokens(run.ledger, cfg.global_batch_tokens, num_targets, num_padded, bool(skipped))
-    metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": run.peak_lrs[0] * factor}
+    padded = sum(int(row["padded"]) for row in rows)
+    count_tokens(run.ledger, cfg.global_batch_tokens, num_targets, padded, bool(skipped))
+    metrics = {
+        "train/loss": loss,
+        "train/loss_max_over_ranks": largest_loss(rows),
+        "train/grad_norm": rows[0]["norm"],
+        "train/lr": run.peak_lrs[0] * factor,
+    }
     if cfg.z_loss:
         metrics["train/z_loss"] = objective - loss
     metrics |= {"train/skipped_steps": run.guard.num_skips, "train/tokens": run.ledger["tokens"]}
     metrics["train/targets"] = run.ledger["trained"]
-    return StepResult(metrics, skipped, num_stops > 0)
+    metrics |= {name: max(row[name] for row in rows) for name in on_host if "/" in name}
+    return StepResult(metrics, skipped, any(row["stop"] for row in rows))
 
 
-def clip_gradients(model: nn.Module, limit: float) -> float:
-    """Scales the gradients down to the global norm `limit`, and returns the norm before.
+def forward_and_backward(
+    model: nn.Module, batches: Sequence[Batch], num_targets: torch.Tensor, cfg: DictConfig
+) -> torch.Tensor:
+    """Adds up the gradients of a step; returns this rank's sums of objective and cross-entropy, (2,), float64.
+
+    Args:
+        model: as `build_sharded_model` returns it.
+        batches: this rank's micro-batches.
+        num_targets: valid targets of the whole global batch, on the device.
+        cfg: `TrainSettings`.
+    """
+    divisor = num_targets.clamp(min=1)
+    sums = torch.zeros(2, dtype=torch.float64, device=num_targets.device)
+    for index, batch in enumerate(batches):
+        model.set_requires_gradient_sync(index == len(batches) - 1)  # type: ignore[operator]
+        losses = losses_of(model, batch, cfg.loss_chunk, cfg.z_loss)
+        (losses[0] / divisor).backward()
+        sums += torch.stack(losses).detach()
+    return sums
+
+
+def losses_of(
+    model: nn.Module, batch: Batch, loss_chunk: int, z_loss: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the objective and the cross-entropy of a micro-batch, summed over its valid targets, fp32."""
+    inputs = {"mask": batch.documents, "input_pos": batch.positions}
+    losses: tuple[torch.Tensor, torch.Tensor] = model(
+        batch.tokens, targets=batch.targets, loss_chunk=loss_chunk, z_loss=z_loss, **inputs
+    )
+    return losses
+
+
+def clip_gradients(model: nn.Module, limit: float) -> torch.Tensor:
+    """Scales the gradients down to the global norm `limit`; returns the norm before, () on the device, fp32.
 
     The norm is taken in fp32 over all ranks' shards; bf16 gradients would give it three digits.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32)))
     nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def gather(on_device: Mapping[str, torch.Tensor], on_host: Mapping[str, float], world: World) -> list[dict[str, float]]:
+    """Returns every rank's numbers by name, in one collective and one wait for the device.
+
+    Args:
+        on_device: scalars that the device may still be computing.
+        on_host: numbers that the CPU has.
+        world: the ranks; all give the same names in the same order.
+    """
+    known = torch.tensor([float(value) for value in on_host.values()], dtype=torch.float64)
+    mine = torch.cat([torch.stack([t.double() for t in on_device.values()]), known.to(world.device, non_blocking=True)])
+    rows = mine.new_zeros(world.size, len(mine))
+    rows[world.rank] = mine
+    return [dict(zip((*on_device, *on_host), row, strict=True)) for row in sum_over_ranks(rows).tolist()]
+
+
+def largest_loss(rows: Sequence[Mapping[str, float]]) -> float:
+    """Returns the largest mean loss of a rank, of those that have targets; one that is not finite counts as such."""
+    losses = [row["loss"] / row["targets"] for row in rows if row["targets"]]
+    return next((loss for loss in losses if not math.isfinite(loss)), max(losses, default=0.0))
 
 
 def count_tokens(ledger: dict[str, int], tokens: int, trained: int, padded: int, is_skipped: bool) -> None:

@@ -4,8 +4,11 @@ Hugging Face rotates halves where torchtune's rotary embedding rotates neighbour
 k_proj are permuted between the two.
 """
 
+import itertools
 import math
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torchtune.modules import TransformerDecoder
 
 from configs.loader import ConfigError
-from data_prep.hf_directory import ModelDirectory, TensorWriter
+from data_prep.hf_directory import ModelDirectory, TensorEntry, TensorWriter
 from recipes.training.model import Architecture, plain_name
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BLOCK_BYTES = 32 * 2**20
+"""Of a tensor that are read at once: enough for a parallel file system, and little beside a shard of the model."""
 _LAYER_NAMES = {
     "attn.q_proj.weight": "self_attn.q_proj.weight",
     "attn.k_proj.weight": "self_attn.k_proj.weight",
@@ -61,29 +66,22 @@ def rotary_rows(name: str, num_rows: int, architecture: Architecture) -> np.ndar
 
 
 def load(model: nn.Module, directory: ModelDirectory, architecture: Architecture) -> None:
-    """Fills the (possibly sharded) model from a Hugging Face directory, one tensor at a time.
+    """Fills the (possibly sharded) model from a Hugging Face directory.
+
+    A rank reads the bytes of its own rows and no others, at most `BLOCK_BYTES` at a time, in the order of the files;
+    beside the model it holds one such block, twice while rows are permuted.
 
     Raises:
         ConfigError: a tensor is missing or has another shape or dtype; all of them at once.
     """
     parameters = dict(model.named_parameters())
     _check_tensors(parameters, directory)
-    for name, parameter in parameters.items():
-        source, rows_of = directory.tensors[hf_name(name)], rotary_rows(name, parameter.shape[0], architecture)
-        table = directory.read(source.name).reshape(parameter.shape[0], -1)
-
-        def read(
-            start: int,
-            stop: int,
-            table: np.ndarray = table,
-            rows: np.ndarray | None = rows_of,
-            dtype: str = source.dtype,
-            width: torch.Size = parameter.shape[1:],
-        ) -> torch.Tensor:
-            block = np.array(table[start:stop] if rows is None else table[rows[start:stop]])
-            return torch.from_numpy(block).view(TORCH_DTYPES[dtype]).reshape(stop - start, *width)
-
-        _fill(parameter, read)
+    found = [(directory.tensors[hf_name(name)], name) for name in parameters]
+    for entry, name in sorted(found, key=lambda pair: (pair[0].file, pair[0].start)):
+        parameter = parameters[name]
+        rows = rotary_rows(name, parameter.shape[0], architecture)
+        with entry.file.open("rb", buffering=0) as stream:
+            _fill(parameter, partial(_read_rows, stream.fileno(), entry, rows))
 
 
 def initialise(model: TransformerDecoder, seed: int) -> None:
@@ -153,11 +151,52 @@ def _check_tensors(parameters: dict[str, nn.Parameter], directory: ModelDirector
         raise ConfigError(directory.path, problems)
 
 
+def _read_rows(file: int, entry: TensorEntry, rows: np.ndarray | None, start: int, stop: int) -> torch.Tensor:
+    """Returns rows of a tensor, (stop - start, ...), in the dtype of the file.
+
+    Args:
+        file: descriptor of the open file.
+        entry: the tensor.
+        rows: for each of our rows its row in the file; None when they are the same.
+        start: of our rows.
+        stop: of our rows.
+
+    Raises:
+        ConfigError: the file ends before the tensor does.
+    """
+    wanted = np.arange(start, stop) if rows is None else rows[start:stop]
+    ascending = np.sort(wanted)
+    row_bytes = entry.num_bytes // entry.shape[0]
+    block = np.empty((len(wanted), row_bytes), dtype=np.uint8)
+    breaks = [0, *(np.flatnonzero(np.diff(ascending) != 1) + 1).tolist(), len(wanted)]
+    for begin, end in itertools.pairwise(breaks):
+        _read_into(file, block[begin:end].data.cast("B"), entry.start + int(ascending[begin]) * row_bytes, entry)
+    if rows is not None:
+        block = block[np.searchsorted(ascending, wanted)]
+    return torch.from_numpy(block).view(TORCH_DTYPES[entry.dtype]).reshape(len(wanted), *entry.shape[1:])
+
+
+def _read_into(file: int, buffer: memoryview, offset: int, entry: TensorEntry) -> None:
+    while buffer:
+        count = os.preadv(file, [buffer], offset)
+        if not count:
+            problem = f"ends at byte {offset}, {entry.name} ends at {entry.stop}; copy the file again"
+            raise ConfigError(entry.file, [problem])
+        buffer, offset = buffer[count:], offset + count
+
+
 def _fill(parameter: nn.Parameter, read: Callable[[int, int], torch.Tensor]) -> None:
-    """Copies rows `read(start, stop)` of the whole tensor into this rank's part of it."""
-    if not isinstance(parameter, DTensor):
-        parameter.data.copy_(read(0, parameter.shape[0]))
+    """Copies rows `read(start, stop)` of the whole tensor into this rank's part of it, a block at a time."""
+    local, shape, offset = parameter.data, tuple(parameter.shape), (0,) * parameter.dim()
+    if isinstance(parameter, DTensor):
+        local = parameter.to_local().data
+        shape, offset = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
+        )
+    if 0 in shape:
         return
-    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    if shape[0]:
-        parameter.to_local().data.copy_(read(offset[0], offset[0] + shape[0]))
+    row_bytes = parameter.numel() // parameter.shape[0] * 4  # at most, in a file
+    step = max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, shape[0], step):
+        stop = min(start + step, shape[0])
+        local[start:stop].copy_(read(offset[0] + start, offset[0] + stop))

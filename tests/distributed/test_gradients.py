@@ -8,14 +8,16 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from recipes.training import weights
-from recipes.training.data import Batch
+from recipes.training.batches import Batch, collate
+from recipes.training.data import Sample
 from recipes.training.distributed import leave, process_group
 from recipes.training.guard import Guard, GuardSettings
+from recipes.training.layout import LayoutSettings
 from recipes.training.loss import IGNORE
 from recipes.training.model import Architecture, build_model, build_sharded_model, plain_name
 from recipes.training.schedule import Schedule
 from recipes.training.step import Run, train_step
-from tests.support import launch
+from tests.support import launch, whole
 
 SEQ_LEN, ROWS = 24, 8
 SHAPES = {
@@ -25,6 +27,12 @@ SHAPES = {
     )
     for name in ("untied", "tied")
 }  # fmt: skip
+LAYOUTS = {
+    "plain": LayoutSettings(),
+    "kept": LayoutSettings(reshard_after_forward=False, prefetch_layers=1),
+    "replicas": LayoutSettings(replicas=2, prefetch_layers=2),
+    "reduced": LayoutSettings(reduce_every_micro_batch=True),
+}
 SETTINGS = OmegaConf.create(
     {
         "clip_grad_norm": 1e9, "global_batch_tokens": SEQ_LEN * ROWS, "loss_chunk": 7, "z_loss": 0.0,
@@ -39,10 +47,15 @@ def whole_batch() -> Batch:
     targets = torch.randint(0, 50, (ROWS, SEQ_LEN), generator=random)
     for row in range(ROWS):
         targets[row, row * 3 :] = IGNORE  # row 0 has no target at all
-    documents = (torch.arange(SEQ_LEN) >= 10).long().expand(ROWS, SEQ_LEN)
-    positions = torch.where(documents == 1, torch.arange(SEQ_LEN) - 10, torch.arange(SEQ_LEN))
-    mask = (documents[:, :, None] == documents[:, None, :]) & torch.ones(SEQ_LEN, SEQ_LEN, dtype=torch.bool).tril()
-    return Batch(tokens, targets, positions, mask, 0)
+    return batch_of(tokens, targets, documents_of_rows())
+
+
+def documents_of_rows() -> torch.Tensor:
+    return (torch.arange(SEQ_LEN) >= 10).long().expand(ROWS, SEQ_LEN).contiguous()
+
+
+def batch_of(tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor) -> Batch:
+    return collate([Sample(*(t.numpy() for t in row)) for row in zip(tokens, targets, documents, strict=True)])
 
 
 class Rows:
@@ -53,23 +66,21 @@ class Rows:
 
     def micro_batches(self, step: int, device: torch.device) -> list[Batch]:
         batch = whole_batch()
-        return [
-            Batch(batch.tokens[i], batch.targets[i], batch.positions[i], batch.mask[i], 0)
-            for i in self.mine.split(self.micro_batch)
-        ]
+        documents = documents_of_rows()
+        return [batch_of(batch.tokens[i], batch.targets[i], documents[i]) for i in self.mine.split(self.micro_batch)]
 
 
-def main(out: str, shape: str, micro_batch: int) -> None:
+def main(out: str, shape: str, micro_batch: int, layout: str) -> None:
     """One step of plain gradient descent at learning rate 1: what the weights lose is the gradient."""
     with process_group("cpu") as world:
-        model = build_sharded_model(SHAPES[shape], world, "fp32", activations="full")
+        model = build_sharded_model(SHAPES[shape], world, "fp32", "full", layout=LAYOUTS[layout])
         weights.initialise(model, 0)
-        before = {n: p.full_tensor().clone() for n, p in model.named_parameters()}
+        before = {n: whole(p) for n, p in model.named_parameters()}
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         rows = Rows(world.rank, world.size, micro_batch)
         run = Run(model, optimizer, rows, Schedule("cosine", steps=1, floor=1.0), [1.0], Guard(GuardSettings()))
         values = train_step(run, SETTINGS, world, False).metrics
-        gradients = {plain_name(n): before[n] - p.full_tensor() for n, p in model.named_parameters()}
+        gradients = {plain_name(n): before[n] - whole(p) for n, p in model.named_parameters()}
         if world.rank == 0:
             torch.save({"loss": values["train/loss"], "norm": values["train/grad_norm"], "gradients": gradients}, out)
 
@@ -79,19 +90,29 @@ def reference(shape):
     model = build_model(SHAPES[shape])
     weights.initialise(model, 0)
     batch = whole_batch()
-    logits = model(batch.tokens, mask=batch.mask, input_pos=batch.positions)
+    documents = documents_of_rows()
+    mask = (documents[:, :, None] == documents[:, None, :]).tril()
+    logits = model(batch.tokens, mask=mask, input_pos=batch.positions)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
     loss.backward()
     return float(loss.detach()), {n: p.grad for n, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize(
-    ("ranks", "micro_batch", "shape"),
-    [(1, 8, "untied"), (1, 2, "untied"), (2, 4, "untied"), (2, 1, "untied"), (4, 1, "untied"), (2, 2, "tied")],
+    ("ranks", "micro_batch", "shape", "layout"),
+    [
+        (1, 8, "untied", "plain"),
+        (1, 2, "tied", "plain"),
+        (2, 4, "untied", "plain"),
+        (2, 1, "untied", "kept"),
+        (4, 1, "untied", "plain"),
+        (4, 1, "tied", "replicas"),
+        (2, 2, "tied", "reduced"),
+    ],
 )
-def test_gradients_equal_the_whole_batchs(tmp_path, ranks, micro_batch, shape):
+def test_gradients_equal_the_whole_batchs(tmp_path, ranks, micro_batch, shape, layout):
     out = tmp_path / "out.pt"
-    script = ["-m", "tests.distributed.test_gradients", str(out), shape, str(micro_batch)]
+    script = ["-m", "tests.distributed.test_gradients", str(out), shape, str(micro_batch), layout]
     if ranks == 1:
         launch(sys.executable, *script)
     else:
@@ -107,5 +128,5 @@ def test_gradients_equal_the_whole_batchs(tmp_path, ranks, micro_batch, shape):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
     leave(0)

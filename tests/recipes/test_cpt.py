@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_run_is_refused_naming_both_values(cpt_config, s
         (["device=gpu", "precision=fp8"], "precision: 'fp8' is not known; one of bf16, fp32"),
         (["data=/does/not/exist"], "/does/not/exist does not exist; give token shards"),
         (["weights=/does/not/exist"], "weights: /does/not/exist does not exist"),
-        (["weights=null"], "give exactly one, the weights to start from or a new model's shape"),
+        (["weights=null"], "neither is given; name the weights to start from, or a new model's shape"),
         (["global_batch_tokens=500"], "500 is no multiple of seq_len=64; use 448"),
         (["min_lr_ratio=2"], "min_lr_ratio: 2.0 is not between 0 and 1"),
         (["optimizer._component_=torch.optim.AdamX"], "'torch.optim.AdamX' cannot be imported"),

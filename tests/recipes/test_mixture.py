@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -71,9 +72,10 @@ def test_another_mixture_is_refused_naming_both(straight, cpt_config, mixture):
     assert "this run has mixture=0.75 + 0.25 from step 0; 0.25 + 0.75 from step 5" in result.stderr
 
 
-def test_plan_only_prints_what_would_be_read_and_writes_nothing(cpt_config, mixture):
-    result = run_here(cpt.main, cpt_config, f"data={mixture}", "plan_only=true")
+def test_the_plan_prints_what_would_be_read_and_writes_nothing(cpt_config, mixture):
+    result = run_here(cpt.main, cpt_config, f"data={mixture}", "--plan")
     assert result.returncode == 0
+    assert re.search(r"^GPUs +1 +8 +16 +64$", result.stdout, re.M)
     assert "6 steps x 8 sequences x 64 tokens" in result.stdout
     assert "ko: the first of its sequences in step 0 has" in result.stdout
     assert not (cpt_config.parent / "run").exists()

@@ -15,7 +15,8 @@ from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.tokens.shards import Shards
 from data_prep.tokens.tokenizer import load_tokenizer
 from recipes import sft
-from recipes.training.data import Batches, ChatExamples, TokenStream
+from recipes.training.batches import Batches
+from recipes.training.data import ChatExamples, TokenStream
 from recipes.training.loss import IGNORE
 from recipes.training.order import SampleOrder, Stage, as_shares
 from recipes.training.sources import open_template
@@ -162,7 +163,7 @@ def test_all_problems_of_the_settings_are_told_at_once_with_exit_code_2(refused)
     code, message = refused("weights=null", "chat_template=chatml", "over_long=cut")
     assert code == 2
     assert "4 problem(s)" in message
-    assert all(name in message for name in ("weights, model: give exactly one", "weights:", "chat_template:", "over_"))
+    assert all(name in message for name in ("weights, model: neither is given", "weights:", "chat_template:", "over_"))
 
 
 def test_weights_without_a_tokenizer_are_refused(base, refused, tmp_path):

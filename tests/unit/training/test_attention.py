@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
-from recipes.training.attention import Documents, SelfAttention, attend, available
+from recipes.training.attention import Documents, SelfAttention, attend, choose_backend, use_own_attention
 from recipes.training.model import Architecture, build_model
 
+OTHERS = torch.tensor([[0, 0, 0, 0, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 1, -1]])  # as many documents, of other lengths
+TOKENS = torch.arange(16).view(2, 8)
+POSITIONS = torch.arange(8).expand(2, 8)
 CPU = torch.device("cpu")
 NUMBERS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 1, 1, -1, -1]])
 
@@ -27,7 +31,7 @@ def reference(q, k, v, numbers):
     return out
 
 
-@pytest.mark.parametrize("backend", ["per_document", "mask", "auto"])
+@pytest.mark.parametrize("backend", ["per_document", "mask"])
 def test_output_and_gradients_are_those_of_the_definition(backend):
     tensors, same = inputs(), inputs()
     out = attend(*tensors, Documents.of(NUMBERS, CPU), backend)
@@ -48,14 +52,15 @@ def test_documents_end_at_changes_and_at_the_end_of_each_row():
     assert Documents.of(torch.zeros(1, 8, dtype=torch.int64), CPU).offsets.tolist() == [0, 8]
 
 
-def test_no_document_sees_another():
+@pytest.mark.parametrize("backend", ["per_document", "mask"])
+def test_no_document_sees_another(backend):
     q, k, v = inputs()
     documents = Documents.of(NUMBERS, CPU)
-    before = attend(q, k, v, documents, "per_document")
+    before = attend(q, k, v, documents, backend)
     with torch.no_grad():
         for tensor in (q, k, v):
             tensor[0, 3:5] += 1  # document 1 of the first row
-    after = attend(q, k, v, documents, "per_document")
+    after = attend(q, k, v, documents, backend)
     changed = (before != after).flatten(2).any(2)
     assert changed.nonzero().tolist() == [[0, 3], [0, 4]]
 
@@ -73,11 +78,30 @@ def test_the_layer_equals_torchtunes_with_its_mask():
     torch.testing.assert_close(ours(x, x, mask=Documents.of(NUMBERS, CPU), input_pos=positions), wanted)
 
 
-def test_a_backend_that_cannot_run_says_why():
-    assert available("per_document", "cpu", "fp32") is None
-    assert available("varlen", "cpu", "bf16") == "varlen needs device=cuda"
-    assert available("varlen", "cuda", "fp32") == "varlen needs precision=bf16"
-    assert available("varlen", "cuda", "bf16") is None
+def test_auto_takes_what_runs_and_a_backend_that_cannot_run_says_why():
+    assert choose_backend("auto", "cpu", "bf16", compiled=False) == "per_document"
+    assert choose_backend("auto", "cpu", "bf16", compiled=True) == "mask"
+    assert choose_backend("auto", "cuda", "fp32", compiled=False) == "per_document"
+    assert choose_backend("auto", "cuda", "bf16", compiled=True) == "varlen"
+    assert choose_backend("mask", "cuda", "bf16", compiled=True) == "mask"
+    with pytest.raises(ValueError, match=r"varlen on device=cpu; its kernel needs cuda; set attention=auto"):
+        choose_backend("varlen", "cpu", "bf16", compiled=False)
+    with pytest.raises(ValueError, match=r"varlen with precision=fp32; its kernel computes in bf16"):
+        choose_backend("varlen", "cuda", "fp32", compiled=False)
+    with pytest.raises(ValueError, match=r"per_document with compile=true would compile every batch anew"):
+        choose_backend("per_document", "cpu", "fp32", compiled=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # the compiler's own
+def test_a_compiled_layer_takes_the_documents_of_any_batch_without_compiling_again():
+    model = build_model(Architecture(64, 1, 4, 2, 32, 64, max_seq_len=8))
+    use_own_attention(model.layers, "mask")
+    plain = [model(TOKENS, mask=Documents.of(n, CPU), input_pos=POSITIONS).detach() for n in (NUMBERS, OTHERS)]
+    compilations = CompileCounter()
+    model.layers[0].compile(fullgraph=True, backend=compilations)
+    for wanted, numbers in zip(plain, (NUMBERS, OTHERS), strict=True):
+        torch.testing.assert_close(model(TOKENS, mask=Documents.of(numbers, CPU), input_pos=POSITIONS), wanted)
+    assert compilations.frame_count == 1
 
 
 @pytest.mark.gpu

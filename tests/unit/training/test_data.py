@@ -1,6 +1,7 @@
 """Packing loses no token, and the order depends on data, seed and step alone."""
 
 import json
+import threading
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,8 @@ from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.document import CorpusError
 from data_prep.tokens.shards import Shards, ShardWriter
 from data_prep.tokens.tokenizer import load_tokenizer
-from recipes.training.data import PADDING, Batches, ChatExamples, TokenStream
+from recipes.training.batches import Batches
+from recipes.training.data import PADDING, ChatExamples, TokenStream
 from recipes.training.loss import IGNORE
 from recipes.training.order import SampleOrder, Stage, as_shares
 from tests.support import random_shards, tiny_tokenizer
@@ -106,11 +108,49 @@ def test_attention_and_positions_stay_within_a_document(shards):
     batches = Batches([TokenStream(shards, SEQ_LEN, 0)], SampleOrder(EVEN, 4, 0), 4, 0, 1)
     batch = batches.micro_batches(0, CPU)[0]
     samples = [TokenStream(shards, SEQ_LEN, 0).sample(index) for _, index in SampleOrder(EVEN, 4, 0).step(0)]
+    starts = []
     for row, sample in enumerate(samples):
         for i in range(SEQ_LEN):
             start = int(np.flatnonzero(sample.documents == sample.documents[i])[0])
             assert batch.positions[row, i] == i - start
-            assert batch.mask[row, i].nonzero().flatten().tolist() == list(range(start, i + 1))
+            starts += [row * SEQ_LEN + i] if i == start else []
+    assert batch.documents.ends == (*starts[1:], 4 * SEQ_LEN)
+    assert batch.num_targets == sum((sample.targets != IGNORE).sum() for sample in samples)
+
+
+class Noting:
+    """A source that notes in which thread it was read, and fails at an index."""
+
+    def __init__(self, stream, fails_at=None):
+        self.stream, self.fails_at, self.threads = stream, fails_at, {}
+
+    def sample(self, index):
+        self.threads[index] = threading.current_thread()
+        if index == self.fails_at:
+            raise OSError(f"sequence {index} cannot be read")
+        return self.stream.sample(index)
+
+
+def test_the_next_step_is_made_in_the_background_and_is_what_it_would_be_alone(shards):
+    source = Noting(TokenStream(shards, SEQ_LEN, 0))
+    batches = Batches([source], SampleOrder(EVEN, 4, 0), 2, 0, 1)
+    for step in (0, 1, 2, 7, 7, 3):  # in order, as a resumed run starts, again, and back
+        alone = Batches([TokenStream(shards, SEQ_LEN, 0)], SampleOrder(EVEN, 4, 0), 2, 0, 1).micro_batches(step, CPU)
+        for mine, wanted in zip(batches.micro_batches(step, CPU), alone, strict=True):
+            assert torch.equal(mine.tokens, wanted.tokens)
+            assert torch.equal(mine.targets, wanted.targets)
+            assert torch.equal(mine.positions, wanted.positions)
+            assert mine.documents.ends == wanted.documents.ends
+    ahead = {index for index, thread in source.threads.items() if thread is not threading.main_thread()}
+    assert {4, 5, 6, 7, 8, 9, 10, 11} <= ahead
+    assert not ahead & {0, 1, 2, 3}
+
+
+def test_what_fails_in_the_background_is_raised_when_its_step_is_asked_for(shards):
+    batches = Batches([Noting(TokenStream(shards, SEQ_LEN, 0), fails_at=6)], SampleOrder(EVEN, 4, 0), 2, 0, 1)
+    batches.micro_batches(0, CPU)
+    with pytest.raises(OSError, match="sequence 6 cannot be read"):
+        batches.micro_batches(1, CPU)
 
 
 @pytest.fixture(scope="module")

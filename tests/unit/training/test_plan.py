@@ -12,7 +12,7 @@ from data_prep.document import CorpusError
 from data_prep.tokens.shards import Shards
 from recipes.training.data import TokenStream
 from recipes.training.mixture import read_mixture
-from recipes.training.plan import plan_data, show_plan
+from recipes.training.plan import plan_data, show_data_plan
 from tests.support import random_shards, tiny_tokenizer
 
 SEQ_LEN, ROWS = 64, 8
@@ -90,23 +90,17 @@ def test_another_mixture_has_another_identity_and_another_length_has_not(folders
     assert here["data"] != make_plan(swapped).identity()["data"]
 
 
-def test_plan_only_prints_the_table_and_the_beginnings_of_the_first_documents(folders, tmp_path, capsys):
+def test_the_data_plan_prints_the_table_and_the_beginnings_of_the_first_documents(folders, tmp_path, capsys):
     plan = make_plan(folders, stages=[{"weights": {"ko": 1, "en": 0}}, {"from_step": 9, "weights": {"ko": 0, "en": 1}}])
-    assert show_plan(plan, str(tiny_tokenizer(tmp_path))) == 0
+    show_data_plan(plan, str(tiny_tokenizer(tmp_path)))
     out = capsys.readouterr().out
     assert out.startswith(plan.table())
     name = plan.sources[0].documents(0)[0]
     assert re.search(rf"^ko: the first of its sequences in step 0 has \d+ documents\n  {name}, \d+ tokens: ", out, re.M)
     assert "\nen: " not in out  # the first step reads nothing of it
-    show_plan(plan, None)  # no tokenizer at hand: ids
+    show_data_plan(plan, None)  # no tokenizer at hand: ids
     first = plan.sources[0].sample(0).tokens[:5].tolist()
     assert " ".join(map(str, first)) in capsys.readouterr().out
-
-
-def test_a_rank_but_the_first_prints_nothing(folders, capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    show_plan(make_plan(folders), None)
-    assert capsys.readouterr().out == ""
 
 
 def test_shards_that_are_not_complete_are_refused(tmp_path):

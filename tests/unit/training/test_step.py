@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipes.training import weights
-from recipes.training.data import Sample, _collate
+from recipes.training.batches import collate
+from recipes.training.data import Sample
 from recipes.training.distributed import process_group
 from recipes.training.guard import Guard, GuardSettings
 from recipes.training.model import Architecture, build_sharded_model
 from recipes.training.schedule import Schedule
-from recipes.training.step import Run, clip_gradients, train_step
+from recipes.training.step import Run, clip_gradients, largest_loss, train_step
+from tests.support import whole
 
 SHAPE = Architecture(
     vocab_size=50, num_layers=1, num_heads=2, num_kv_heads=1, embed_dim=16, intermediate_dim=32, max_seq_len=32
@@ -28,7 +31,7 @@ class OneBatch:
         sample = Sample.empty(32)
         sample.tokens[:30] = np.random.default_rng(0).integers(0, 50, 30)
         sample.targets[:29], sample.documents[:30] = sample.tokens[1:30], 0
-        return [_collate([sample], device)]
+        return [collate([sample])]
 
 
 @pytest.fixture
@@ -42,8 +45,8 @@ def run():
 
 
 def state(run):
-    parameters = [p.full_tensor().clone() for p in run.model.parameters()]
-    moments = [run.optimizer.state[p]["exp_avg"].full_tensor().clone() for p in run.model.parameters()]
+    parameters = [whole(p) for p in run.model.parameters()]
+    moments = [whole(run.optimizer.state[p]["exp_avg"]) for p in run.model.parameters()]
     return parameters + moments
 
 
@@ -73,10 +76,47 @@ def test_gradients_are_clipped_to_their_global_norm_taken_in_fp32(run):
         for parameter in run.model.parameters():
             parameter.grad = torch.full_like(parameter, scale)
         elements = sum(p.numel() for p in model)
-        norm = clip_gradients(run.model, limit)
+        norm = float(clip_gradients(run.model, limit))
         assert norm == pytest.approx(scale * elements**0.5, rel=1e-6)
-        largest = max(float(p.grad.full_tensor().max()) for p in run.model.parameters())
+        largest = max(float(whole(p.grad).max()) for p in run.model.parameters())
         assert largest == pytest.approx(scale * min(1.0, limit / norm), rel=1e-4)
     linear = torch.nn.Linear(4000, 3, bias=False, dtype=torch.bfloat16)
     linear.weight.grad = torch.full_like(linear.weight, 0.1)
-    assert clip_gradients(linear, 1e9) == pytest.approx(float(torch.tensor(0.1).bfloat16()) * 12000**0.5, rel=1e-5)
+    assert float(clip_gradients(linear, 1e9)) == pytest.approx(
+        float(torch.tensor(0.1).bfloat16()) * 12000**0.5, rel=1e-5
+    )
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the values that Python asks tensors for; on a GPU, each waits for all that was queued before."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_asks_the_device_for_its_numbers_once(run, monkeypatch):
+    run, world = run
+    run.optimizer = torch.optim.AdamW(run.model.parameters(), lr=1e-2, fused=True)
+    ready = run.batches.micro_batches(0, world.device)  # making one reads tensors, of the CPU
+    monkeypatch.setattr(run.batches, "micro_batches", lambda step, device: ready, raising=False)
+    lists, plain = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(tensor.shape) or plain(tensor))
+    with HostReads() as reads:
+        result = train_step(run, CFG, world, False)
+    assert reads.count == 0
+    assert len(lists) == 1
+    assert result.metrics["train/loss_max_over_ranks"] == result.metrics["train/loss"]
+    assert 0 < result.metrics["time/data_wait"] < 1
+    assert result.metrics["memory/peak_rss_gib"] > 0.01
+
+
+def test_the_largest_loss_leaves_out_ranks_without_targets_and_shows_what_is_not_finite():
+    rows = [{"loss": 6.0, "targets": 3.0}, {"loss": 0.0, "targets": 0.0}, {"loss": 5.0, "targets": 1.0}]
+    assert largest_loss(rows) == 5
+    assert largest_loss(rows[1:2]) == 0
+    assert np.isnan(largest_loss([*rows, {"loss": np.nan, "targets": 2.0}]))

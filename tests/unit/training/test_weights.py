@@ -114,3 +114,21 @@ def test_a_truncated_safetensors_file_is_named(tmp_path):
     file.unlink()
     with pytest.raises(ConfigError, match=r"model.safetensors is missing"):
         ModelDirectory.open(tmp_path)
+
+
+def test_a_file_that_is_cut_while_it_is_loaded_is_named(tmp_path):
+    directory, architecture = open_weights(str(tiny_llama(tmp_path)))
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ConfigError, match=r"ends at byte \d+, \S+ ends at \d+; copy the file again"):
+        weights.load(build_model(architecture), directory, architecture)
+
+
+def test_blocks_smaller_than_a_head_give_the_same_weights(tmp_path, monkeypatch):
+    directory, architecture = open_weights(str(tiny_llama(tmp_path)))
+    whole, blocks = build_model(architecture), build_model(architecture)
+    weights.load(whole, directory, architecture)
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 5 * 64 * 4)  # five rows; a head has sixteen
+    weights.load(blocks, directory, architecture)
+    for (name, a), b in zip(whole.named_parameters(), blocks.parameters(), strict=True):
+        assert torch.equal(a, b), name
