@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.document import CorpusError
-from data_prep.lineage import MANIFEST, sha256_file, write_json, write_manifest
+from data_prep.lineage import MANIFEST, sha256_file, sha256_json, write_json, write_manifest
 from data_prep.tokens.shard_format import (
     END,
     FORMAT,
@@ -187,7 +187,8 @@ class Shards:
     Attributes:
         folder: where it lies.
         manifest: content of `manifest.json`.
-        fingerprint: SHA-256 of `manifest.json`, which holds the hash of every file.
+        fingerprint: of the tokens: SHA-256 over the hashes of all files. Where they lie, and which commit of the code
+            made them, is no part of it, so that the same corpus is read in the same order everywhere.
         num_documents: over all shards.
         num_tokens: over all shards.
         document_lengths: tokens of each document in file order, (num_documents,), int64.
@@ -234,7 +235,7 @@ class Shards:
         return cls(
             folder=folder,
             manifest=manifest,
-            fingerprint=sha256_file(folder / MANIFEST),
+            fingerprint=sha256_json({name: entry["sha256"] for name, entry in manifest["files"].items()}),
             num_documents=sum(map(len, ends)),
             num_tokens=sum(map(len, tokens)),
             document_lengths=np.concatenate(lengths),

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.document import CorpusError
-from data_prep.lineage import sha256_file
 from data_prep.tokens.shards import Shards, ShardWriter
 
 DOCUMENTS = [[0, 1, 2], [5, 6], [7] * 12, [1], [2, 3, 4, 5]]
@@ -68,9 +67,13 @@ def test_the_files_can_be_read_with_numpy_alone_as_the_format_page_says(tmp_path
     assert tokens[0 : ends[0]].tolist() == DOCUMENTS[0]
 
 
-def test_the_fingerprint_is_the_hash_of_the_manifest(tmp_path):
-    write(tmp_path)
-    assert Shards.open(tmp_path).fingerprint == sha256_file(tmp_path / "manifest.json")
+def test_the_fingerprint_is_of_the_tokens_alone(tmp_path):
+    write(tmp_path / "here")
+    write(tmp_path / "there", commit="another")
+    write(tmp_path / "other", [*DOCUMENTS[:-1], [2, 3, 4, 6]])
+    here, there, other = (Shards.open(tmp_path / name).fingerprint for name in ("here", "there", "other"))
+    assert here == there
+    assert here != other
 
 
 def test_a_pickled_reader_opens_the_files_again_instead_of_carrying_them(tmp_path):
