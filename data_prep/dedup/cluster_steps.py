@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from data_prep.corpus.shard import ShardTask, clean_shard
 from data_prep.dedup import choice, run, shards
-from data_prep.dedup.cluster import Plan
+from data_prep.dedup.cluster_plan import Plan
 from data_prep.dedup.run import Dedup
 from data_prep.document import CorpusError
 from data_prep.lineage import MANIFEST, ROOT

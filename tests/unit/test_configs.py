@@ -14,7 +14,7 @@ import recipes.pipeline
 import recipes.sft
 import recipes.sweep
 from configs.loader import load
-from data_prep.dedup.cluster import ClusterConfig
+from data_prep.dedup.cluster_plan import ClusterConfig
 from data_prep.dialogue.generate import GenerateConfig
 from data_prep.filters.rules import Rules
 from recipes.training.mixture import MixtureConfig

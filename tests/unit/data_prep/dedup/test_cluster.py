@@ -14,7 +14,7 @@ from loguru import logger
 
 from configs.loader import ConfigError, load
 from data_prep.__main__ import main
-from data_prep.dedup import cluster
+from data_prep.dedup import cluster, cluster_plan
 from data_prep.document import CorpusError, Document, as_row, read_documents, write_jsonl
 from data_prep.lineage import write_manifest
 from tests.support import ROOT, tiny_tokenizer
@@ -283,7 +283,7 @@ def test_slurm_needs_a_login_node_a_partition_and_the_activate_file(
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     path = config(sources, tmp_path, slurm={"venv": str(tmp_path)}, output_dir=str(tmp_path / "a b"))
     with pytest.raises(ConfigError) as error:
-        load(cluster.ClusterConfig, path, [], cluster._slurm_problems)
+        load(cluster_plan.ClusterConfig, path, [], cluster_plan.slurm_problems)
     text = str(error.value)
     assert "slurm.partition: no value; the name of a partition is expected" in text
     assert re.search(r"slurm\.venv: .* is a folder; the file bin/activate is expected; give its path", text)
@@ -292,7 +292,7 @@ def test_slurm_needs_a_login_node_a_partition_and_the_activate_file(
     assert "a b holds a space; the scripts for Slurm take none; move it" in text
     (tmp_path / "activate").touch()
     with pytest.raises(ConfigError, match=r"has no datatrove; the extra `cluster` is expected; install it"):
-        load(cluster.ClusterConfig, path, [f"slurm.venv={tmp_path}/activate"], cluster._slurm_problems)
+        load(cluster_plan.ClusterConfig, path, [f"slurm.venv={tmp_path}/activate"], cluster_plan.slurm_problems)
 
 
 def test_without_datatrove_the_extra_is_named(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,8 +315,8 @@ def test_workers_below_one_are_named(sources: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "data").glob("cluster_*.yaml")), ids=lambda p: p.stem)
 def test_the_shipped_configurations_can_be_read(path: Path) -> None:
-    cfg = load(cluster.ClusterConfig, path, [], cluster._problems)
+    cfg = load(cluster_plan.ClusterConfig, path, [], cluster_plan.config_problems)
     for words in cfg.clean.values():
-        cluster.parse("clean", words, path, ["--out", "x"])
-    cluster.parse("dedup", cfg.dedup, path, ["--out", "x", "--documents", "y"])
-    cluster.parse("tokens", cfg.tokens, path, ["--out", "x", "--documents", "y"])
+        cluster_plan.parse("clean", words, path, ["--out", "x"])
+    cluster_plan.parse("dedup", cfg.dedup, path, ["--out", "x", "--documents", "y"])
+    cluster_plan.parse("tokens", cfg.tokens, path, ["--out", "x", "--documents", "y"])
