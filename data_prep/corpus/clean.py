@@ -252,7 +252,7 @@ def _check_stdin(plan: CleanRun, state: dict[str, Any]) -> None:
 
 def _tell(out: Path, facts: dict[str, Any]) -> None:
     ledger = facts["ledger"]
-    print(f"{out}: {ledger['out']} documents of {ledger['in']} pages; dropped: {ledger['dropped']}")
+    print(f"{out}: {ledger['out']} documents of {ledger['in']} records; dropped: {ledger['dropped']}")
     for example in facts["duplicate_id_examples"]:
         print(f"  the id of an earlier document: {example['id']} {example['title']!r}")
     if unknown := facts["unknown_templates"]:

@@ -31,5 +31,5 @@ class CleanBar:
         """Counts what was done just now."""
         self._records += records
         seconds = self._bar.format_dict["elapsed"] or 1.0
-        self._bar.set_postfix_str(f"{self._records} pages, {self._records / seconds:.0f} pages/s", refresh=False)
+        self._bar.set_postfix_str(f"{self._records} records, {self._records / seconds:.0f} records/s", refresh=False)
         self._bar.update(num_bytes)

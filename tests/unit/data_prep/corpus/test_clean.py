@@ -64,7 +64,7 @@ def test_every_page_is_a_document_or_dropped_with_its_reason(
     assert unknown["없는 틀"]["examples"][0] == {"title": "글 1", "call": "{{없는 틀|1}}"}
     assert list(facts["unknown_templates"]) == ["없는 틀"]
     shown = capsys.readouterr().out
-    assert f"{NUM_ARTICLES} documents of {NUM_ARTICLES + 8} pages; dropped: " in shown
+    assert f"{NUM_ARTICLES} documents of {NUM_ARTICLES + 8} records; dropped: " in shown
     assert "      61 없는 틀: {{없는 틀|1}} (글 1)" in shown
     assert (out / "report.html").is_file()
 
