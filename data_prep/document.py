@@ -9,6 +9,7 @@ from typing import Any
 import zstandard
 
 from configs.loader import UserError
+from data_prep.lineage import whole_file
 
 CHUNK_BYTES = 1 << 20
 
@@ -94,10 +95,8 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
     The final name appears only when the file is complete.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
     count = 0
-    with partial.open("wb") as raw:
+    with whole_file(path) as partial, partial.open("wb") as raw:
         is_zstd = path.suffix == ".zst"
         stream = zstandard.ZstdCompressor(level=6).stream_writer(raw, closefd=False) if is_zstd else raw
         for row in rows:
@@ -105,7 +104,6 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
             count += 1
         if is_zstd:
             stream.close()  # writes the end of the frame
-    partial.replace(path)
     return count
 
 

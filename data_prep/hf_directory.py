@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from configs.loader import ConfigError
+from data_prep.lineage import whole_file
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 INDEX = "model.safetensors.index.json"
@@ -159,9 +160,8 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
         return
     total = sum(entry.num_bytes for shard in shards for entry in shard.tensors.values())
     weight_map = {name: shard.name for shard in shards for name in shard.tensors}
-    partial = folder / f"{INDEX}.tmp"
-    partial.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
-    partial.replace(folder / INDEX)
+    with whole_file(folder / INDEX) as partial:
+        partial.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
 
 
 def _shard(name: str, group: list[tuple[str, str, tuple[int, ...], int]]) -> Shard:

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,28 @@ def commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
+@contextmanager
+def whole_file(path: Path, *, of_process: bool = False) -> Iterator[Path]:
+    """Yields the path to write to; the file has its own name only when the block ends without an error.
+
+    Args:
+        path: the final name.
+        of_process: the unfinished file bears the process's number, as another may be at the same one: a killed run's
+            last worker lives a moment longer.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp" if of_process else f"{path.name}.tmp")
+    yield partial
+    partial.replace(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whose final name appears only when its content is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         json.dump(value, file, ensure_ascii=False, indent=2)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def write_manifest(folder: Path, inputs: dict[str, Path], **facts: Any) -> dict[str, Any]:

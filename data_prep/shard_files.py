@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import zstandard
 
 from data_prep.document import CHUNK_BYTES, CorpusError
+from data_prep.lineage import whole_file
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -20,14 +20,13 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 @contextmanager
 def line_writer(path: Path) -> Iterator[Callable[[bytes], Any]]:
-    """Yields a function that appends bytes to a zstd file; its final name appears after the last ones.
-
-    The unfinished file bears the process's number: a killed run's last worker may live a moment longer.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with partial.open("wb") as raw, zstandard.ZstdCompressor(level=LEVEL).stream_writer(raw, closefd=False) as stream:
+    """Yields a function that appends bytes to a zstd file; its final name appears after the last ones."""
+    with (
+        whole_file(path, of_process=True) as partial,
+        partial.open("wb") as raw,
+        zstandard.ZstdCompressor(level=LEVEL).stream_writer(raw, closefd=False) as stream,
+    ):
         yield stream.write
-    partial.replace(path)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from data_prep.corpus.assemble import Drops
 from data_prep.corpus.shard import ShardTask
 from data_prep.disk import disk_full
 from data_prep.document import CorpusError, read_jsonl
+from data_prep.lineage import whole_file
 
 SPLITS = ("train", "dev", "test")
 
@@ -53,16 +54,13 @@ def write_splits(shards: Sequence[ShardTask], drops: list[Drops], out: Path, sha
         DiskFullError: there is no room.
     """
     counts = dict.fromkeys(SPLITS, 0)
-    paths = {split: out / f"kowikitext.{split}" for split in SPLITS}
-    partial = {split: path.with_name(f"{path.name}.tmp") for split, path in paths.items()}
     with disk_full(out), ExitStack() as stack:
+        partial = {split: stack.enter_context(whole_file(out / f"kowikitext.{split}")) for split in SPLITS}
         files = {split: stack.enter_context(path.open("w", encoding="utf-8")) for split, path in partial.items()}
         for row in _kept(shards, drops):
             split = shares.split_of(row["id"])
             counts[split] += 1
             files[split].write(article(row["title"], row["text"]))
-    for split, path in partial.items():
-        path.replace(paths[split])
     return counts
 
 

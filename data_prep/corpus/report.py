@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data_prep.corpus.report_page import page
 from data_prep.document import read_jsonl
-from data_prep.lineage import write_json
+from data_prep.lineage import whole_file, write_json
 
 SAMPLES = 5  # of each reason
 SAMPLE_CHARS = 200
@@ -37,9 +37,8 @@ def write_report(folder: Path, facts: Mapping[str, Any]) -> None:
     """
     report = collect(folder, facts)
     write_json(folder / "report.json", report)
-    partial = folder / "report.html.tmp"
-    partial.write_text(page(folder.resolve().name, report), encoding="utf-8")
-    partial.replace(folder / "report.html")
+    with whole_file(folder / "report.html") as partial:
+        partial.write_text(page(folder.resolve().name, report), encoding="utf-8")
 
 
 def collect(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """One part of a source becomes one shard: documents, rejects, keys, and a summary written last as the done-marker."""
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from data_prep.disk import disk_full
 from data_prep.document import Document, as_row
 from data_prep.filters.rules import Rules, prepare
 from data_prep.filters.stubs import skeleton
-from data_prep.lineage import write_json
+from data_prep.lineage import whole_file, write_json
 from data_prep.pool import Report
 from data_prep.shard_files import Write, check_ledger, jsonl_writer
 from data_prep.source import Part, PartReader, Rejection, Source
@@ -72,9 +71,8 @@ def clean_shard(task: ShardTask, report: Report) -> None:
     with disk_full(task.folder):
         facts = _write_files(task, report)
         check_ledger(task.summary, facts["ledger"])
-        partial = task.summary.with_name(f"{os.getpid()}-{task.summary.name}")
-        write_json(partial, facts)
-        partial.replace(task.summary)
+        with whole_file(task.summary, of_process=True) as partial:
+            write_json(partial, facts)
     if task.part.path.parent == task.folder:  # cut out of a stream for this shard only
         task.part.path.unlink()
 
@@ -143,9 +141,8 @@ def key_of(document: Document) -> bytes:
 
 
 def _write_keys(path: Path, keys: bytes | bytearray) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(keys)
-    partial.replace(path)
+    with whole_file(path, of_process=True) as partial:
+        partial.write_bytes(keys)
 
 
 class _Progress:

@@ -7,7 +7,6 @@ A file bears its final name only when it is complete, so whatever is there need 
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from data_prep.dedup import minhash
 from data_prep.disk import disk_full
 from data_prep.document import CorpusError, Document, as_row, read_jsonl
-from data_prep.lineage import write_json
+from data_prep.lineage import whole_file, write_json
 from data_prep.pool import Report
 from data_prep.shard_files import check_ledger, jsonl_writer
 
@@ -73,16 +72,20 @@ def sketch_shard(shard: DedupShard, report: Report) -> None:
         CorpusError: the file cannot be read, or a timestamp that is needed is none.
     """
     labels, sketches = shard.work("labels"), shard.work("sketches")
-    partial = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in (labels, sketches)]
-    with disk_full(shard.out), partial[0].open("wb") as label_file, partial[1].open("wb") as sketch_file:
+    with (
+        disk_full(shard.out),
+        # the outer one gets its name last: it marks the shard as sketched
+        whole_file(sketches, of_process=True) as sketches_partial,
+        whole_file(labels, of_process=True) as labels_partial,
+        sketches_partial.open("wb") as sketch_file,
+        labels_partial.open("wb") as label_file,
+    ):
         for batch in _batches(read_shard(shard.documents)):
             sketch_file.write(_records(batch, shard).tobytes())
             for document in batch:
                 label = [document.id, document.title, document.timestamp]
                 label_file.write(json.dumps(label, ensure_ascii=False).encode() + b"\n")
             report(len(batch), sum(map(_num_bytes, batch)))
-    partial[0].replace(labels)
-    partial[1].replace(sketches)
 
 
 def write_shard(shard: DedupShard, report: Report) -> None:

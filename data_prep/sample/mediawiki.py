@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from data_prep.document import CorpusError
+from data_prep.lineage import whole_file
 
 PAGES_PER_STREAM = 100
 _CORE = {
@@ -83,18 +84,15 @@ def write_dump(folder: Path, name: str, lang: str, pages: list[Page]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{name}-pages-articles-multistream.xml.bz2"
     index: list[str] = []
-    with (partial := final.with_name(final.name + ".tmp")).open("wb") as file:
+    with whole_file(final) as partial, partial.open("wb") as file:
         file.write(bz2.compress(_header(lang).encode("utf-8")))
         for start in range(0, len(pages), PAGES_PER_STREAM):
             batch = pages[start : start + PAGES_PER_STREAM]
             index += [f"{file.tell()}:{ids[page.title]}:{page.title}\n" for page in batch]
             file.write(bz2.compress("".join(_page_xml(page, ids[page.title], lang) for page in batch).encode("utf-8")))
         file.write(bz2.compress(b"</mediawiki>\n"))
-    partial.replace(final)
-    target = folder / f"{name}-pages-articles-multistream-index.txt.bz2"
-    partial = target.with_name(target.name + ".tmp")
-    partial.write_bytes(bz2.compress("".join(index).encode("utf-8")))
-    partial.replace(target)
+    with whole_file(folder / f"{name}-pages-articles-multistream-index.txt.bz2") as partial:
+        partial.write_bytes(bz2.compress("".join(index).encode("utf-8")))
 
 
 def _page_ids(pages: Iterable[Page]) -> dict[str, int]:

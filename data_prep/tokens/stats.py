@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from data_prep.document import CorpusError
+from data_prep.lineage import whole_file
 from data_prep.tokens.batches import document_counts, read_batches
 from data_prep.tokens.shard_format import kind_of
 from data_prep.tokens.shards import Shards
@@ -146,10 +147,8 @@ def plot(path: Path, facts: dict[str, Any]) -> None:
     axes.bar([f"{item['from']:,}" for item in histogram], [item["documents"] for item in histogram], width=0.9)
     axes.set(xlabel=f"length in {unit}, from", ylabel="documents")
     axes.tick_params(axis="x", rotation=45)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _of_shards(folders: Sequence[Path]) -> tuple[list[Row], npt.NDArray[np.int64]]:

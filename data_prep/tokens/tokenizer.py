@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from data_prep.document import CorpusError
-from data_prep.lineage import write_json
+from data_prep.lineage import whole_file, write_json
 from data_prep.tokens.tokenizer_formats import (
     BEGIN,
     END,
@@ -113,6 +113,5 @@ def _ranks_of(tokenizer: tokenizers.Tokenizer) -> list[tuple[bytes, int]]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file that has its name only when it is whole."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(data)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(data)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.loader import UserError
-from data_prep.lineage import MANIFEST
+from data_prep.lineage import MANIFEST, whole_file
 from recipes.evaluation.charts import line_chart
 
 STYLE = Path(__file__).with_name("page.css")
@@ -73,10 +73,8 @@ def write_html(path: Path, report: dict[str, Any], runs: dict[str, Path]) -> Non
         f"<p>{len(report.get('rows', []))} models, {len(training)} training runs.</p>\n"
         f"{''.join(sections)}</main>\n</body>\n</html>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

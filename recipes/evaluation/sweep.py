@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from configs.loader import ConfigError
 from data_prep.dialogue.chat_template import ChatTemplate
 from data_prep.document import CorpusError, read_jsonl
-from data_prep.lineage import write_json
+from data_prep.lineage import whole_file, write_json
 from recipes.evaluation.candidate import Limits
 from recipes.evaluation.report import text_table
 
@@ -141,6 +141,5 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], recommended: float | None) 
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     lower.set_xlabel("scale of the chat vector")
-    partial = path.with_name(path.name + ".tmp")
-    figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})

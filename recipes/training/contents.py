@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.lineage import whole_file
 from recipes.training.plan import DataPlan, tokenizer_of
 
 
@@ -44,10 +45,7 @@ def write_skipped_step(folder: Path, plan: DataPlan, weights: str | None, facts:
         The file.
     """
     path = folder / "skipped" / f"step-{facts['step']:08d}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in (facts, *step_contents(plan, facts["step"] - 1, weights)):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(path)
     return path
