@@ -16,10 +16,10 @@ from data_prep.dialogue.chat_template import ChatTemplate
 from data_prep.hf_directory import ModelDirectory
 from data_prep.tokens.tokenizer import Tokenizer, load_tokenizer
 from recipes.evaluation.generate import Generator
-from recipes.training import weights
 from recipes.training.distributed import choose_device
 from recipes.training.loop import open_weights
-from recipes.training.model import build_model
+from recipes.training.model import weights
+from recipes.training.model.decoder import build_model
 
 
 @dataclass

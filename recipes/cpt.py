@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from configs.loader import parse
+from recipes.training.data.mixture import read_mixture
+from recipes.training.data.plan import show_plan
+from recipes.training.data.sources import open_data
 from recipes.training.loop import run_training
-from recipes.training.mixture import read_mixture
-from recipes.training.plan import show_plan
 from recipes.training.settings import TrainSettings, check_settings
-from recipes.training.sources import open_data
 
 
 @dataclass

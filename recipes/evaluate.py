@@ -21,11 +21,11 @@ from data_prep.tokens.tokenizer import load_tokenizer
 from recipes.evaluation.candidate import Candidate, Limits, score_answers, score_text
 from recipes.evaluation.report import text_table
 from recipes.merging.directory import has_chat_template
-from recipes.training import weights
 from recipes.training.distributed import choose_device
 from recipes.training.loop import open_weights
-from recipes.training.metrics import versions
-from recipes.training.model import build_model
+from recipes.training.model import weights
+from recipes.training.model.decoder import build_model
+from recipes.training.monitoring.metrics import versions
 
 
 @dataclass

@@ -20,10 +20,10 @@ from data_prep.hf_directory import TOKENIZER_FILES, ModelDirectory
 from data_prep.lineage import MANIFEST, write_json, write_manifest
 from data_prep.tokens.tokenizer import load_tokenizer
 from recipes.merging.directory import has_chat_template
-from recipes.training import weights
-from recipes.training.checkpoint import latest_checkpoint, load_tensors, read_state
+from recipes.training.checkpoints.checkpoint import latest_checkpoint, load_tensors, read_state
 from recipes.training.loop import open_weights
-from recipes.training.model import Architecture, build_model
+from recipes.training.model import weights
+from recipes.training.model.decoder import Architecture, build_model
 
 END_OF_TURN = "<|eot_id|>"
 

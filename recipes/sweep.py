@@ -29,9 +29,9 @@ from recipes.merging.in_memory import merged_tensors
 from recipes.merging.plan import MergePlan, plan_merge
 from recipes.merging.settings import MergeConfig, problems, scaled
 from recipes.merging.tensors import fingerprint
-from recipes.training import weights
 from recipes.training.distributed import choose_device
-from recipes.training.model import Architecture, build_model
+from recipes.training.model import weights
+from recipes.training.model.decoder import Architecture, build_model
 
 
 @dataclass

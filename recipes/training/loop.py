@@ -12,29 +12,29 @@ from omegaconf import DictConfig
 
 from configs.loader import ConfigError, UserError
 from data_prep.hf_directory import ModelDirectory
-from recipes.training import weights
-from recipes.training.batches import Batches
-from recipes.training.checkpoint import CheckpointStore
-from recipes.training.contents import write_skipped_step
+from recipes.training.checkpoints.checkpoint import CheckpointStore
+from recipes.training.data.batches import Batches
+from recipes.training.data.contents import write_skipped_step
+from recipes.training.data.plan import DataPlan
 from recipes.training.distributed import World, leave, log_to_file, on_rank_zero, process_group
-from recipes.training.guard import Guard
-from recipes.training.metrics import describe_run, versions
-from recipes.training.model import Architecture, build_sharded_model, stated_architecture
-from recipes.training.observers import Observers, open_metrics
-from recipes.training.optimizer import (
+from recipes.training.model import weights
+from recipes.training.model.decoder import Architecture, build_sharded_model, stated_architecture
+from recipes.training.monitoring.metrics import describe_run, versions
+from recipes.training.monitoring.observers import Observers, open_metrics
+from recipes.training.monitoring.profiling import step_profiler
+from recipes.training.monitoring.throughput import Throughput
+from recipes.training.monitoring.validation import Validation, open_validation
+from recipes.training.optimization.guard import Guard
+from recipes.training.optimization.optimizer import (
     build_optimizer,
     hyperparameters,
     optimizer_layout,
     peak_learning_rates,
     storage_dtype,
 )
-from recipes.training.plan import DataPlan
-from recipes.training.profiling import step_profiler
-from recipes.training.schedule import Schedule
+from recipes.training.optimization.schedule import Schedule
 from recipes.training.settings import check_world
 from recipes.training.step import Run, StepResult, train_step
-from recipes.training.throughput import Throughput
-from recipes.training.validation import Validation, open_validation
 
 REQUEUE_EXIT_CODE = 85
 """Ended early with a checkpoint, after a signal: start the same command again."""

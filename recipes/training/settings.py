@@ -8,19 +8,19 @@ import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from configs.loader import COMPONENT, ConfigError, existing_path, one_of, positive
-from recipes.training.activations import MODES, memory_budget
-from recipes.training.attention import BACKENDS, choose_backend
-from recipes.training.estimate import EstimateSettings, estimate_problems
-from recipes.training.float8 import float8_problems
-from recipes.training.guard import GuardSettings
-from recipes.training.layout import LayoutSettings, layout_problems, world_problems
-from recipes.training.mixture import read_mixture
-from recipes.training.model import Architecture
-from recipes.training.optimizer import has_compiler, optimizer_problems, storage_dtype
-from recipes.training.profiling import ProfileSettings, profile_problems
-from recipes.training.schedule import SCHEDULES
-from recipes.training.tracking import tracking_problems
-from recipes.training.validation import ValidationSettings, validation_problems
+from recipes.training.data.mixture import read_mixture
+from recipes.training.model.activations import MODES, memory_budget
+from recipes.training.model.attention import BACKENDS, choose_backend
+from recipes.training.model.decoder import Architecture
+from recipes.training.model.float8 import float8_problems
+from recipes.training.model.layout import LayoutSettings, layout_problems, world_problems
+from recipes.training.monitoring.profiling import ProfileSettings, profile_problems
+from recipes.training.monitoring.tracking import tracking_problems
+from recipes.training.monitoring.validation import ValidationSettings, validation_problems
+from recipes.training.optimization.guard import GuardSettings
+from recipes.training.optimization.optimizer import has_compiler, optimizer_problems, storage_dtype
+from recipes.training.optimization.schedule import SCHEDULES
+from recipes.training.planning.estimate import EstimateSettings, estimate_problems
 
 
 @dataclass
@@ -41,7 +41,7 @@ class TrainSettings:
     """Shape of a new model; beside `weights`, the shape that their config.json must state."""
     data: Any = MISSING
     """A path of token shards or chat examples, a list of paths or of {shards | chat: path, weight: share, ...}, a
-    mixture file (*.yaml) with stages, or its content as a mapping; see `recipes/training/mixture.py`."""
+    mixture file (*.yaml) with stages, or its content as a mapping; see `recipes/training/data/mixture.py`."""
     plan: bool = field(default=False, metadata={"flag": True})
     """Print what the run would need and read, and end; also as --plan. Needs neither a GPU nor the weights."""
     estimate: EstimateSettings = field(default_factory=EstimateSettings)
@@ -62,7 +62,7 @@ class TrainSettings:
             "weight_decay": 0.1,
         }
     )
-    """`_component_` and its arguments; recipes.training.adamw.KahanAdamW stores the parameters in bf16."""
+    """`_component_` and its arguments; recipes.training.optimization.adamw.KahanAdamW stores the parameters in bf16."""
     embedding_lr: float | None = None
     """Learning rate of the token embeddings and the output layer; null: optimizer.lr."""
     schedule: str = "cosine"

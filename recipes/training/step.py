@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from recipes.training.batches import Batch, Batches
+from recipes.training.data.batches import Batch, Batches
 from recipes.training.distributed import World, sum_over_ranks
-from recipes.training.guard import Guard
-from recipes.training.optimizer import set_learning_rates
-from recipes.training.schedule import Schedule
-from recipes.training.throughput import peak_memory
+from recipes.training.monitoring.throughput import peak_memory
+from recipes.training.optimization.guard import Guard
+from recipes.training.optimization.optimizer import set_learning_rates
+from recipes.training.optimization.schedule import Schedule
 
 LEDGER = ("tokens", "trained", "masked", "padded", "skipped")
 

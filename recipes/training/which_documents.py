@@ -16,10 +16,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from configs.loader import ConfigError, UserError
-from recipes.training.checkpoint import latest_checkpoint, read_state
-from recipes.training.contents import step_contents
-from recipes.training.plan import DataPlan
-from recipes.training.sources import open_data
+from recipes.training.checkpoints.checkpoint import latest_checkpoint, read_state
+from recipes.training.data.contents import step_contents
+from recipes.training.data.plan import DataPlan
+from recipes.training.data.sources import open_data
 
 EXCERPT = 160
 """Characters of a document, or a fifth as many ids, on its line."""

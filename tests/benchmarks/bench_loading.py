@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from data_prep.hf_directory import TensorWriter  # noqa: E402
-from recipes.training import weights  # noqa: E402
 from recipes.training.distributed import leave, process_group  # noqa: E402
 from recipes.training.loop import open_weights  # noqa: E402
-from recipes.training.model import Architecture, build_model, build_sharded_model  # noqa: E402
+from recipes.training.model import weights  # noqa: E402
+from recipes.training.model.decoder import Architecture, build_model, build_sharded_model  # noqa: E402
 
 WORK = ROOT / "out" / "bench" / "loading"
 

@@ -149,8 +149,8 @@ def _train(
 def _parameters(shape: dict[str, object]) -> int:
     from train_common import our_shape
 
-    from recipes.training.footprint import parameter_counts
-    from recipes.training.model import Architecture
+    from recipes.training.model.decoder import Architecture
+    from recipes.training.planning.footprint import parameter_counts
 
     return sum(parameter_counts(Architecture(**our_shape(shape))).values())
 

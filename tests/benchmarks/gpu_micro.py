@@ -63,7 +63,7 @@ def gemm(settings: Settings) -> Settings:
 
 def attention(settings: Settings) -> Settings:
     """Times forward and backward of causal attention: whole sequences, and documents, with each backend there is."""
-    from recipes.training.attention import Documents, attend
+    from recipes.training.model.attention import Documents, attend
 
     shape, rows, device = settings["shape"], settings["rows"], settings["device"]
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
@@ -89,7 +89,7 @@ def attention(settings: Settings) -> Settings:
 
 def cross_entropy(settings: Settings) -> Settings:
     """Times output layer and loss, forward and backward, and what they need at the peak."""
-    from recipes.training.cross_entropy import linear_cross_entropy
+    from recipes.training.model.cross_entropy import linear_cross_entropy
 
     shape, rows, device = settings["shape"], settings["rows"], settings["device"]
     hidden = _random(settings, 1, rows, shape["hidden_size"]).requires_grad_()
@@ -110,7 +110,7 @@ def cross_entropy(settings: Settings) -> Settings:
 
 def optimizer(settings: Settings) -> Settings:
     """Times the update of one layer's parameters, and extrapolates it to `num_parameters`."""
-    from recipes.training.adamw import KahanAdamW
+    from recipes.training.optimization.adamw import KahanAdamW
 
     shape = settings["shape"]
     width, inner = shape["hidden_size"], shape["intermediate_size"]

@@ -23,8 +23,8 @@ def table(results: dict[str, Any]) -> list[str]:
     """
     from gpu_variants import SHAPES
 
-    from recipes.training.footprint import flops_per_token
-    from recipes.training.model import Architecture
+    from recipes.training.model.decoder import Architecture
+    from recipes.training.planning.footprint import flops_per_token
 
     architecture = Architecture(**our_shape(SHAPES[results["model"]]))
     flops = flops_per_token(architecture, results["sizes"]["seq_len"])

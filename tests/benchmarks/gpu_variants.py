@@ -30,7 +30,7 @@ LENGTH_QUANTILES = (
 PARTS = {"gemm": 30.0, "attention": 45.0, "cross_entropy": 30.0, "optimizer": 30.0}
 
 _KAHAN = [
-    "precision=bf16", "optimizer._component_=recipes.training.adamw.KahanAdamW", "optimizer.lr=1e-5",
+    "precision=bf16", "optimizer._component_=recipes.training.optimization.adamw.KahanAdamW", "optimizer.lr=1e-5",
     "optimizer.betas=[0.9,0.95]", "optimizer.weight_decay=0.1",
 ]  # fmt: skip
 _FAST = [*_KAHAN, "compile=true", "activation_checkpointing=0.7"]

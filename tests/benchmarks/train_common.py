@@ -71,7 +71,7 @@ def write_rows(path: Path, config: Path, steps: int) -> int:
     """Writes the sequences that our run reads, in its order, for the peers; returns how many documents they hold."""
     from configs.loader import load
     from recipes.cpt import CptConfig
-    from recipes.training.sources import open_data
+    from recipes.training.data.sources import open_data
 
     plan = open_data(load(CptConfig, config, []))
     samples = [plan.sources[source].sample(index) for step in range(steps) for source, index in plan.order.step(step)]

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from recipes.training import weights
-from recipes.training.batches import Batch, collate
-from recipes.training.data import Sample
+from recipes.training.data.batches import Batch, collate
+from recipes.training.data.packing import Sample
 from recipes.training.distributed import leave, process_group
-from recipes.training.guard import Guard, GuardSettings
-from recipes.training.layout import LayoutSettings
-from recipes.training.loss import IGNORE
-from recipes.training.model import Architecture, build_model, build_sharded_model, plain_name
-from recipes.training.schedule import Schedule
+from recipes.training.model import weights
+from recipes.training.model.decoder import Architecture, build_model, build_sharded_model, plain_name
+from recipes.training.model.layout import LayoutSettings
+from recipes.training.model.loss import IGNORE
+from recipes.training.optimization.guard import Guard, GuardSettings
+from recipes.training.optimization.schedule import Schedule
 from recipes.training.step import Run, train_step
 from tests.support import launch, whole
 

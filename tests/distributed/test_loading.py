@@ -10,10 +10,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from data_prep.hf_directory import TensorWriter
-from recipes.training import weights
 from recipes.training.distributed import leave, process_group
 from recipes.training.loop import open_weights
-from recipes.training.model import Architecture, build_model, build_sharded_model, plain_name
+from recipes.training.model import weights
+from recipes.training.model.decoder import Architecture, build_model, build_sharded_model, plain_name
 from tests.support import launch
 
 # an embedding of 80 MB in bf16, of which two blocks would be most; with three ranks a shard holds parts of heads

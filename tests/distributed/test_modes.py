@@ -13,7 +13,7 @@ from recipes.training import which_documents
 from tests.recipes.conftest import write_cpt_config
 from tests.support import launch, losses, metrics, random_shards, tiny_llama, tiny_tokenizer, tune_run
 
-KAHAN = ["precision=bf16", "optimizer._component_=recipes.training.adamw.KahanAdamW", "optimizer.lr=1e-3"]
+KAHAN = ["precision=bf16", "optimizer._component_=recipes.training.optimization.adamw.KahanAdamW", "optimizer.lr=1e-3"]
 SPIKES = ["guard.window_steps=4", "guard.spike_sigmas=1e-9"]
 """Under these, any loss or norm above the mean of the window is a spike."""
 
@@ -52,7 +52,10 @@ def test_a_kahan_run_resumes_bit_for_bit_and_at_another_world_size(config):
     assert losses(straight)[-1] < losses(straight)[0] - 0.2
     result = cpt(config, "kahan", check=False)[1]
     assert result.returncode == 1
-    assert "was written with optimizer=recipes.training.adamw.KahanAdamW (parameters=bfloat16" in result.stderr
+    assert (
+        "was written with optimizer=recipes.training.optimization.adamw.KahanAdamW (parameters=bfloat16"
+        in result.stderr
+    )
 
 
 def test_modes_do_not_change_what_is_computed(config):

@@ -10,16 +10,16 @@ import torch
 from omegaconf import OmegaConf
 
 from data_prep.tokens.shards import Shards, ShardWriter
-from recipes.training import weights
-from recipes.training.batches import collate
-from recipes.training.data import Sample
+from recipes.training.data.batches import collate
+from recipes.training.data.held_out import open_held_out
+from recipes.training.data.packing import Sample
 from recipes.training.distributed import leave, process_group
-from recipes.training.guard import Guard, GuardSettings
-from recipes.training.held_out import open_held_out
-from recipes.training.model import Architecture, build_sharded_model
-from recipes.training.schedule import Schedule
+from recipes.training.model import weights
+from recipes.training.model.decoder import Architecture, build_sharded_model
+from recipes.training.monitoring.validation import batches_of, score
+from recipes.training.optimization.guard import Guard, GuardSettings
+from recipes.training.optimization.schedule import Schedule
 from recipes.training.step import Run, losses_of, train_step
-from recipes.training.validation import batches_of, score
 from tests.support import launch
 
 SHAPE = Architecture(

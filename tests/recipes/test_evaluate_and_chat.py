@@ -10,9 +10,9 @@ import yaml
 from configs.loader import ConfigError, load
 from data_prep.document import Document, as_row, write_jsonl
 from recipes import chat, evaluate, export
-from recipes.training import weights
 from recipes.training.loop import open_weights
-from recipes.training.model import build_model
+from recipes.training.model import weights
+from recipes.training.model.decoder import build_model
 from tests.support import TEXTS, answering_llama, run_here, tune_run, write_run
 
 ANSWER = "부산."

@@ -16,9 +16,9 @@ from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.lineage import sha256_file
 from data_prep.tokens.tokenizer import load_tokenizer
 from recipes import export
-from recipes.training import weights
 from recipes.training.loop import open_weights
-from recipes.training.model import Architecture, build_model
+from recipes.training.model import weights
+from recipes.training.model.decoder import Architecture, build_model
 from tests.recipes.conftest import write_cpt_config
 from tests.support import VOCAB, run_here, tiny_llama, tune_run, write_run
 

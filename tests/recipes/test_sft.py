@@ -15,11 +15,11 @@ from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.tokens.shards import Shards
 from data_prep.tokens.tokenizer import load_tokenizer
 from recipes import sft
-from recipes.training.batches import Batches
-from recipes.training.data import ChatExamples, TokenStream
-from recipes.training.loss import IGNORE
-from recipes.training.order import SampleOrder, Stage, as_shares
-from recipes.training.sources import open_template
+from recipes.training.data.batches import Batches
+from recipes.training.data.order import SampleOrder, Stage, as_shares
+from recipes.training.data.packing import ChatExamples, TokenStream
+from recipes.training.data.sources import open_template
+from recipes.training.model.loss import IGNORE
 from tests.recipes.conftest import write_sft_config
 from tests.support import launch, losses, metrics, random_shards, run_here, tune_run
 

@@ -17,8 +17,8 @@ from configs.loader import load
 from data_prep.dedup.cluster_plan import ClusterConfig
 from data_prep.dialogue.generate import GenerateConfig
 from data_prep.filters.rules import Rules
-from recipes.training.mixture import MixtureConfig
-from recipes.training.model import Architecture
+from recipes.training.data.mixture import MixtureConfig
+from recipes.training.model.decoder import Architecture
 from tests.support import ROOT
 
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -9,7 +9,11 @@ from tests.support import ROOT
 
 PACKAGES = ("configs", "data_prep", "recipes", "slurm")
 ROOMS = ("training", "merging", "evaluation")
-MAY_IMPORT_TORCHTUNE = {"recipes/training/model.py", "recipes/training/weights.py", "recipes/training/data.py"}
+MAY_IMPORT_TORCHTUNE = {
+    "recipes/training/model/decoder.py",
+    "recipes/training/model/weights.py",
+    "recipes/training/data/packing.py",
+}
 
 
 def imports(source: str) -> list[tuple[int, str]]:
@@ -57,13 +61,13 @@ def test_imports_run_one_way():
     ("path", "name", "is_forbidden"),
     [
         ("configs/loader.py", "data_prep.document", True),
-        ("data_prep/tokens/encode.py", "recipes.training.data", True),
+        ("data_prep/tokens/encode.py", "recipes.training.data.packing", True),
         ("data_prep/tokens/encode.py", "torch.nn", True),
-        ("recipes/merging/chat_vector.py", "recipes.training.weights", True),
+        ("recipes/merging/chat_vector.py", "recipes.training.model.weights", True),
         ("recipes/evaluation/scoring.py", "torchtune.modules", True),
         ("recipes/cpt.py", "recipes.sft", True),
         ("recipes/cpt.py", "recipes.training.loop", False),
-        ("recipes/training/model.py", "torchtune.modules", False),
+        ("recipes/training/model/decoder.py", "torchtune.modules", False),
         ("recipes/training/loop.py", "torchtune.modules", True),
     ],
 )

@@ -75,7 +75,7 @@ def kotune(folder: str) -> None:
     import torch
 
     from data_prep.tokens.shards import Shards
-    from recipes.training.data import TokenStream
+    from recipes.training.data.packing import TokenStream
 
     before, begin = private_bytes(), time.perf_counter()
     shards = Shards.open(Path(folder))

@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from recipes.evaluation.generate import Generator
-from recipes.training import weights
 from recipes.training.loop import open_weights
-from recipes.training.model import build_model
+from recipes.training.model import weights
+from recipes.training.model.decoder import build_model
 from tests.support import VOCAB, tiny_llama
 
 

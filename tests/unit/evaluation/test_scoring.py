@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from recipes.evaluation.scoring import bits_per_byte, exactly_matches, hangul_share, in_chat_form, is_korean
-from recipes.training.model import Architecture, build_model
+from recipes.training.model.decoder import Architecture, build_model
 
 
 @pytest.fixture(scope="module")

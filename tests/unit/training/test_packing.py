@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.training import weights
-from recipes.training.attention import use_own_attention
-from recipes.training.batches import collate
-from recipes.training.data import PADDING, Sample
-from recipes.training.loss import IGNORE, summed_cross_entropy
-from recipes.training.model import Architecture, build_model
+from recipes.training.data.batches import collate
+from recipes.training.data.packing import PADDING, Sample
+from recipes.training.model import weights
+from recipes.training.model.attention import use_own_attention
+from recipes.training.model.decoder import Architecture, build_model
+from recipes.training.model.loss import IGNORE, summed_cross_entropy
 
 SHAPE = Architecture(
     vocab_size=50, num_layers=2, num_heads=2, num_kv_heads=1, embed_dim=32, intermediate_dim=64, max_seq_len=64

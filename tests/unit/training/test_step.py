@@ -8,13 +8,13 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recipes.training import weights
-from recipes.training.batches import collate
-from recipes.training.data import Sample
+from recipes.training.data.batches import collate
+from recipes.training.data.packing import Sample
 from recipes.training.distributed import process_group
-from recipes.training.guard import Guard, GuardSettings
-from recipes.training.model import Architecture, build_sharded_model
-from recipes.training.schedule import Schedule
+from recipes.training.model import weights
+from recipes.training.model.decoder import Architecture, build_sharded_model
+from recipes.training.optimization.guard import Guard, GuardSettings
+from recipes.training.optimization.schedule import Schedule
 from recipes.training.step import Run, clip_gradients, largest_loss, train_step
 from tests.support import whole
 

@@ -1,0 +1,1 @@
+"""How weights move: optimizers, schedules, and the guard before each step."""
