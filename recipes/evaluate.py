@@ -6,6 +6,7 @@ Writes `output_dir/report.json`: a row a model, and the answers behind the figur
 """
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from data_prep.document import CorpusError, read_jsonl
 from data_prep.lineage import write_json
 from data_prep.tokens.tokenizer import load_tokenizer
 from recipes.evaluation.candidate import Candidate, Limits, score_answers, score_text
-from recipes.evaluation.report import text_table
+from recipes.evaluation.report.tables import text_table
 from recipes.merging.directory import has_chat_template
 from recipes.training.distributed import choose_device
 from recipes.training.loop import open_weights
@@ -103,6 +104,13 @@ def open_candidate(path: Path, device: str) -> Candidate:
     return Candidate(model.to(device).eval(), template.tokenizer, template)
 
 
+def examples_behind(prompts: list[dict[str, Any]], questions: list[dict[str, Any]]) -> dict[str, int]:
+    """Returns how many answers stand behind each share, for its confidence interval."""
+    asked, questioned = Counter(row["lang"] for row in prompts), Counter(row["lang"] for row in questions)
+    counts = {f"chat_form_{lang}": count for lang, count in asked.items()} | {"answered_in_korean": asked["ko"]}
+    return counts | {f"exact_match_{lang}": n for lang, n in questioned.items()} | {"exact_match": len(questions)}
+
+
 @parse(EvaluateConfig, check)
 def main(cfg: DictConfig) -> int:
     """Scores the models and writes report.json."""
@@ -123,6 +131,7 @@ def main(cfg: DictConfig) -> int:
     for number, prompt in enumerate(prompts):
         shown = {"prompt": prompt["messages"][-1]["content"], "lang": prompt["lang"]}
         report["generations"].append(shown | {"answers": {name: texts[number] for name, texts in replies.items()}})
+    report["examples"] = examples_behind(prompts, questions)
     settings = OmegaConf.to_container(cfg, resolve=True)
     report["settings"] = {"decoding": "greedy", "config": settings, "versions": versions()}
     write_json(Path(cfg.output_dir) / "report.json", report)

@@ -12,7 +12,7 @@ from data_prep.dialogue.chat_template import ChatTemplate
 from data_prep.document import CorpusError, read_jsonl
 from data_prep.lineage import whole_file, write_json
 from recipes.evaluation.candidate import Limits
-from recipes.evaluation.report import text_table
+from recipes.evaluation.report.tables import text_table
 
 SHARES = ("chat_form_ko", "chat_form_en", "answered_in_korean")
 RULE = (

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from recipes.evaluation.report.words import both
+
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 20, 10, 34
 MOST_POINTS = 400  # more than the pixels a phone has for them
@@ -22,7 +24,7 @@ def line_chart(title: str, x_label: str, points: Sequence[tuple[float, float]]) 
     if finite and shown[-1] != finite[-1]:
         shown.append(finite[-1])
     if not shown:
-        return "<p>No finite values.</p>"
+        return f"<p>{both('No finite values.')}</p>"
     xs, ys = ticks([x for x, _ in shown]), ticks([y for _, y in shown])
     x_of = _Scale(xs[0], xs[-1], LEFT, WIDTH - RIGHT)
     y_of = _Scale(ys[0], ys[-1], HEIGHT - BOTTOM, TOP)

@@ -1,0 +1,71 @@
+"""The report as Markdown, with its curves as one PNG beside it: for a pull request or a model card."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from data_prep.lineage import whole_file
+from recipes.evaluation.report.curves import BITS, points_of
+from recipes.evaluation.report.data import numbers
+from recipes.evaluation.report.road_map import road_text
+from recipes.evaluation.report.sources import Sources
+from recipes.evaluation.report.tables import markdown_table, text_table
+
+
+def write_markdown(path: Path, found: Sources) -> None:
+    """Writes the .md file, and beside it a .png of the same name where there are curves."""
+    parts = ["# Report"]
+    road = road_text(found)
+    if road:
+        parts.append("## Road map\n\n" + markdown_table([("what", "kind", "made from"), *road]))
+    if found.rows:
+        parts.append("## Results\n\n" + text_table(found.rows))
+    if found.harness:
+        parts.append("## Benchmarks\n\n" + _harness_table(found))
+    if any(run.steps or run.validations for run in found.runs):
+        picture = path.with_suffix(".png")
+        plot(picture, found)
+        parts.append(f"## Curves\n\n![Loss and held-out bits per byte over the steps]({picture.name})")
+    ledger = [
+        (f"{one.name}: {name}", f"{n:,}") for one in found.artifacts for name, n in numbers(one.manifest.get("ledger"))
+    ]
+    if ledger:
+        parts.append("## Data ledger\n\n" + markdown_table([("what", "count"), *ledger]))
+    for run in found.runs:
+        if run.command:
+            parts.append(f"## {run.name}\n\n    {run.command.strip()}")
+    with whole_file(path) as partial:
+        partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _harness_table(found: Sources) -> str:
+    labels = dict.fromkeys(one["label"] for scores in found.harness.values() for one in scores)
+    lines = [["task", *found.harness]]
+    for label in labels:
+        shown = {
+            model: [f"{100 * s['macro']:.1f}" for s in scores if s["label"] == label]
+            for model, scores in found.harness.items()
+        }
+        lines.append([label, *((texts or ["–"])[0] for texts in shown.values())])
+    return markdown_table(lines)
+
+
+def plot(path: Path, found: Sources) -> None:
+    """Writes a PNG: training loss above, bits per byte of held-out text below."""
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    for run in found.runs:
+        if run.steps:
+            upper.plot(*zip(*points_of(run.steps, "train/loss"), strict=True), label=run.folder.name)
+        for key in dict.fromkeys(key for row in run.validations for key in row if key.endswith(BITS)):
+            label = f"{run.folder.name}: {key.removeprefix('validation/').removesuffix(BITS)}"
+            lower.plot(*zip(*points_of(run.validations, key), strict=True), marker="o", label=label)
+    upper.set_ylabel("training loss")
+    lower.set_ylabel("bits per byte, held out")
+    for axes in (upper, lower):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
