@@ -20,7 +20,11 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.secrets import secret_problems
+
 COMPONENT = "_component_"
+COMPONENT_PACKAGES = ("bitsandbytes", "recipes", "torch", "torchao", "torchtune")
+"""A configuration may come from somebody else; importing any other module could run code of theirs."""
 
 
 class UserError(ValueError):
@@ -60,6 +64,7 @@ def load(
     problems: list[str] = []
     cfg = OmegaConf.structured(schema)
     for origin, layer in [*_file_layers(Path(path)), ("command line", _override_layer(schema, path, overrides))]:
+        problems += secret_problems(layer)  # before merging puts the environment's values in
         unknown = set(_unknown_keys(schema, layer, ""))
         problems += [_explain_unknown(schema, key, origin) for key in sorted(unknown)]
         for key in [
@@ -75,7 +80,12 @@ def load(
             except (OmegaConfBaseException, TypeError, ValueError) as error:
                 problems.append(f"{key} ({origin}): {str(error).splitlines()[0]}")
     wrong = {problem.split(" ")[0].split(":")[0] for problem in problems}
-    problems += [f"{key}: no value; set it in the file or as {key}=..." for key in _missing(cfg) if key not in wrong]
+    try:
+        missing = _missing(cfg)
+    except OmegaConfBaseException as error:
+        missing = []
+        problems.append(f"{' '.join(str(error).split())}; keys of this file are expected; mend the ${{...}}")
+    problems += [f"{key}: no value; set it in the file or as {key}=..." for key in missing if key not in wrong]
     if not problems:
         problems += _component_problems(cfg)
         problems += check(cfg) if check else []
@@ -92,7 +102,7 @@ def parse(
 
     A `UserError` ends the program with its message and exit code 1 (configuration: 2); of several
     ranks only the first prints, as all of them find the same. A boolean field with the metadata `flag` may also be
-    given as --NAME.
+    given as --NAME; another one, whose `flag` is what its value is called, as --NAME VALUE.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -101,11 +111,14 @@ def parse(
             parser = argparse.ArgumentParser(description=main.__doc__)
             parser.add_argument("--config", required=True, help="YAML file, e.g. configs/cpt/llama3_8b_ko.yaml")
             parser.add_argument("overrides", nargs="*", metavar="key=value")
-            flags = [field.name for field in dataclasses.fields(schema) if field.metadata.get("flag")]
-            for name in flags:
-                parser.add_argument(f"--{name}", action="store_true", help=f"the same as {name}=true")
+            flags = {field.name: field.metadata["flag"] for field in dataclasses.fields(schema) if field.metadata}
+            for name, flag in flags.items():
+                if flag is True:
+                    parser.add_argument(f"--{name}", action="store_const", const="true", help=f"means {name}=true")
+                else:
+                    parser.add_argument(f"--{name}", metavar=flag, help=f"means {name}={flag}")
             args = parser.parse_intermixed_args()
-            overrides = [*args.overrides, *(f"{name}=true" for name in flags if getattr(args, name))]
+            overrides = [*args.overrides, *(f"{name}={value}" for name in flags if (value := getattr(args, name)))]
             try:
                 sys.exit(main(load(schema, args.config, overrides, check)))
             except UserError as error:
@@ -122,11 +135,14 @@ def resolve(name: str) -> Any:
     """Returns the object that a `_component_` value such as `torch.optim.AdamW` names.
 
     Raises:
-        ImportError: the module cannot be imported or has no such attribute.
+        ImportError: the module cannot be imported, has no such attribute, or is of no package of `COMPONENT_PACKAGES`.
     """
     module, _, attribute = name.rpartition(".")
     if not module:
         raise ImportError(f"{name!r} has no module part; write it as package.module.Name")
+    if module.partition(".")[0] not in COMPONENT_PACKAGES:
+        known = ", ".join(COMPONENT_PACKAGES)
+        raise ImportError(f"{name!r} is of none of the packages {known}; put a class of your own under recipes/")
     try:
         return getattr(importlib.import_module(module), attribute)
     except AttributeError:

@@ -52,10 +52,11 @@ def check(cfg: DictConfig) -> list[str]:
     return problems + ([] if cfg.temperature >= 0 else [f"temperature: {cfg.temperature} is below 0; use 0 or more"])
 
 
-def stop_ids(directory: ModelDirectory, tokenizer: Tokenizer) -> list[int]:
-    """Returns the ids that end an answer, from config.json; the tokenizer's document end without them."""
+def stop_ids(directory: ModelDirectory, template: ChatTemplate) -> list[int]:
+    """Returns the ids that end an answer: those of config.json, or the tokenizer's document end, and the template's."""
     listed = directory.config.get("eos_token_id")
-    return listed if isinstance(listed, list) else [tokenizer.eos_id if listed is None else listed]
+    ids = listed if isinstance(listed, list) else [template.tokenizer.eos_id if listed is None else listed]
+    return list(dict.fromkeys([*ids, *([] if template.end_of_turn is None else [template.end_of_turn])]))
 
 
 def stream_text(tokens: Iterator[list[int | None]], tokenizer: Tokenizer) -> Iterator[str]:
@@ -109,7 +110,7 @@ def main(cfg: DictConfig) -> int:
         if len(prompt) >= limit:
             raise ConfigError("prompt", [f"has {len(prompt)} tokens; {limit} are the limit; shorten it"])
         answer = ""
-        tokens = generator.stream([prompt], stop_ids(directory, tokenizer), cfg.max_new_tokens, choose)
+        tokens = generator.stream([prompt], stop_ids(directory, template), cfg.max_new_tokens, choose)
         for piece in stream_text(tokens, tokenizer):
             answer += piece
             print(piece, end="", flush=True)

@@ -16,6 +16,8 @@ from data_prep.streams import Piece, Reader
 
 _MAGIC = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2"}
 _BOM = codecs.BOM_UTF8
+LONGEST_LINE = 2**30
+"""Bytes; a few kilobytes of zstd can hold terabytes, and a line is held in memory."""
 
 
 def compression(path: Path) -> str:
@@ -57,6 +59,45 @@ def read_jsonl_part(part: Part) -> Iterator[Record]:
                     pass
             raise CorpusError(f"{jsonl_place(part.path, offset)} {error}") from None
         yield offset, position, row
+
+
+def read_numbered(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yields (number of the line, object) of JSON lines; in place of an object what is wrong with the line.
+
+    Raises:
+        CorpusError: the file is damaged.
+    """
+    for number, (_, _, line) in enumerate(_lines(Part(path, 0, path.stat().st_size)), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, _object(line)
+        except ValueError as error:
+            yield number, str(error)
+
+
+def read_array(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yields (number of the item, object) of one JSON array, which is held in memory; or what is wrong with the item.
+
+    Raises:
+        CorpusError: the file is no JSON, or damaged.
+    """
+    content = b"\n".join(line for _, _, line in _lines(Part(path, 0, path.stat().st_size)))
+    try:
+        items = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{path} is no JSON array: {error}; one in UTF-8 is expected; mend the file") from None
+    for number, item in enumerate(items, start=1):
+        if isinstance(item, dict):
+            yield number, item
+        else:
+            yield number, f"holds {str(item)[:40]!r}; a JSON object is expected; mend or remove the item"
+
+
+def starts_array(path: Path) -> bool:
+    """Whether the first line that is not blank begins a JSON array."""
+    lines = (line.strip() for _, _, line in _lines(Part(path, 0, path.stat().st_size)))
+    return next((line for line in lines if line), b"").startswith(b"[")
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -122,6 +163,11 @@ def _compressed_lines(part: Part, kind: str) -> Iterator[tuple[int, int, bytes]]
                 yield offset, piece.end, line.removeprefix(_BOM) if offset == 0 else line
                 offset += len(line) + 1
             waiting += [rest] if rest else []
+            if sum(map(len, waiting)) > LONGEST_LINE:
+                raise CorpusError(
+                    f"{part.path} has a line of more than {LONGEST_LINE} bytes, decompressed; a document a line is "
+                    "expected; split the file"
+                )
     if waiting:
         yield offset, part.end, b"".join(waiting)
 

@@ -25,8 +25,12 @@ def split_parquet(path: Path, part_bytes: int) -> list[Part]:
     return [Part(path, start, end) for start, end in zip(cuts, ends, strict=True)]
 
 
-def read_parquet_part(part: Part, fields: Fields) -> Iterator[Record]:
+def read_parquet_part(part: Part, fields: Fields | None) -> Iterator[Record]:
     """Yields (number of the row in the file, offset read so far, row) of the row groups that start in the part.
+
+    Args:
+        part: whole row groups.
+        fields: says which columns are read; None reads them all.
 
     Raises:
         CorpusError: a row group is damaged.
@@ -35,7 +39,7 @@ def read_parquet_part(part: Part, fields: Fields) -> Iterator[Record]:
 
     file = _open_parquet(part.path)
     starts = _row_group_starts(file.metadata)
-    columns = fields.columns(file.schema_arrow.names)
+    columns = fields.columns(file.schema_arrow.names) if fields else None
     number = 0
     for group, start in enumerate(starts):
         num_rows = file.metadata.row_group(group).num_rows

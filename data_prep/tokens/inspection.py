@@ -81,7 +81,9 @@ def tokenizer_of(shards: Shards, given: Path | None) -> Tokenizer:
     return tokenizer
 
 
-def show(tokenizer: Tokenizer, ids: Sequence[int], with_ids: bool, coloured: bool) -> str:
+def show(
+    tokenizer: Tokenizer, ids: Sequence[int], with_ids: bool, coloured: bool, colours: tuple[str, str] = COLOURS
+) -> str:
     r"""Returns the pieces as one text: in turning colours, or with `|` between them.
 
     A line break is written as `\n` and then made. Special tokens stand in `[[` `]]`, or reversed when coloured.
@@ -93,7 +95,7 @@ def show(tokenizer: Tokenizer, ids: Sequence[int], with_ids: bool, coloured: boo
         text = text.replace("\r", "\\r").replace("\n", "\\n\n")
         text = f"{text}({id_})" if with_ids else text
         if coloured:
-            colour = SPECIAL_COLOUR if id_ in names else COLOURS[number % 2]
+            colour = SPECIAL_COLOUR if id_ in names else colours[number % 2]
             # A background must end before a line does, or it fills the line.
             text = "\n".join(f"{colour}{line}{RESET}" if line else "" for line in text.split("\n"))
         elif id_ in names:

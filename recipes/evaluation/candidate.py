@@ -13,8 +13,6 @@ from data_prep.tokens.tokenizer import Tokenizer
 from recipes.evaluation.generate import Generator
 from recipes.evaluation.scoring import bits_per_byte, exactly_matches, in_chat_form, is_korean
 
-END_OF_TURN = "<|eot_id|>"
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -43,8 +41,8 @@ def encoded(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[int], int
 def answers(candidate: Candidate, rows: list[dict[str, Any]], limits: Limits) -> list[tuple[str, bool]]:
     """Returns each row's answer, special tokens shown, and whether it ended with the end of turn."""
     prompts = [candidate.template.prompt(row["messages"]) for row in rows]
-    # a tokenizer without an end of turn, as Llama-2's, ends a turn as it ends a document
-    end_of_turn = candidate.tokenizer.special_tokens.get(END_OF_TURN, candidate.tokenizer.eos_id)
+    ends = candidate.template.end_of_turn
+    end_of_turn = candidate.tokenizer.eos_id if ends is None else ends
     stops = [end_of_turn, candidate.tokenizer.eos_id]
     generator = Generator(candidate.model, limits.batch, max(map(len, prompts)) + limits.max_new_tokens)
     results = []

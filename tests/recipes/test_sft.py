@@ -11,11 +11,13 @@ import torch
 import yaml
 
 from configs.loader import ConfigError, load
+from data_prep.dialogue.chat_rows import ChatSource
 from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.tokens.shards import Shards
 from data_prep.tokens.tokenizer import load_tokenizer
 from recipes import sft
 from recipes.training.data.batches import Batches
+from recipes.training.data.chat_examples import Policies
 from recipes.training.data.order import SampleOrder, Stage, as_shares
 from recipes.training.data.packing import ChatExamples, TokenStream
 from recipes.training.data.sources import open_template
@@ -24,6 +26,7 @@ from tests.recipes.conftest import write_sft_config
 from tests.support import launch, losses, metrics, random_shards, run_here, tune_run
 
 SEQ_LEN, ROWS = 128, 8
+OWN = "{% for m in messages %}{{ m.content ~ eos_token }}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def refused(sft_config):
 
 def chat_examples(base, chat_file):
     template = ChatTemplate(load_tokenizer(base), LLAMA3)
-    return ChatExamples(chat_file, template, SEQ_LEN, seed=0, over_long="error")
+    return ChatExamples(ChatSource(str(chat_file)), template, SEQ_LEN, 0, Policies())
 
 
 def targets_of_steps(sources, weights, steps):
@@ -90,11 +93,16 @@ def test_shards_are_mixed_in_by_weight_and_over_long_examples_dropped_and_counte
     data = [{"chat": str(chat), "weight": 3}, {"shards": str(shards), "weight": 1}]
     config.write_text(yaml.safe_dump(settings | {"data": data, "over_long": "drop", "steps": 2}))
     result = tune_run(2, "sft", config)
-    assert result.stdout.count(f"{chat}: dropped 1 example(s) longer than seq_len=128") == 1
+    assert result.stdout.count(f"{chat}: 25 examples read, 24 to learn from; dropped 1 over_long") == 1
     template = ChatTemplate(load_tokenizer(base), LLAMA3)
-    sources = [ChatExamples(chat, template, SEQ_LEN, 0, "drop"), TokenStream(Shards.open(shards), SEQ_LEN, 0)]
+    examples = ChatExamples(ChatSource(str(chat)), template, SEQ_LEN, 0, Policies(over_long="drop"))
+    sources = [examples, TokenStream(Shards.open(shards), SEQ_LEN, 0)]
     first, second = map(len, targets_of_steps(sources, [3, 1], 2))
     assert [row["train/targets"] for row in metrics(tmp_path / "run")] == [first, first + second]
+    told = json.loads((tmp_path / "run/mixture.json").read_text())["sources"]["chat"]["examples"]
+    assert (told["in"], told["out"], told["dropped"]) == (25, 24, {"over_long": 1})
+    (dropped,) = map(json.loads, (tmp_path / "run/dropped_examples.jsonl").read_text().splitlines())
+    assert (dropped["place"], dropped["reason"]) == (f"{chat}:25", "over_long")
 
 
 def test_a_template_found_in_the_weights_is_used_and_a_base_without_one_is_refused(sft_config, base, refused, tmp_path):
@@ -102,9 +110,9 @@ def test_a_template_found_in_the_weights_is_used_and_a_base_without_one_is_refus
     assert code == 1
     assert f"error: {base} has no chat template; chat_template.jinja or a chat_template in" in message
     instruct = shutil.copytree(base, tmp_path / "instruct")
-    (instruct / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    (instruct / "chat_template.jinja").write_text(OWN)
     cfg = load(sft.SftConfig, sft_config, [f"weights={instruct}", "chat_template=weights"], sft.check)
-    assert open_template(cfg).template == "{{ messages[0]['content'] }}"
+    assert open_template(cfg).template == OWN
     assert open_template(load(sft.SftConfig, sft_config, [], sft.check)).template == LLAMA3
 
 
@@ -112,19 +120,20 @@ def test_an_over_long_example_is_an_error_that_names_it(refused):
     code, message = refused("seq_len=32")
     assert code == 1
     assert re.search(
-        r"chat.jsonl: example ex-0 has \d+ tokens; seq_len is 32; raise it, or set over_long=drop", message
+        r"chat.jsonl:1: example ex-0 has \d+ tokens; seq_len is 32; raise it, or set over_long=drop", message
     )
     code, message = refused("seq_len=16", "over_long=drop")
     assert code == 1
-    assert "chat.jsonl holds no example of at most 16 tokens; raise seq_len" in message
+    assert "chat.jsonl holds no example of at most 16 tokens to learn from" in message
+    assert "24 examples read, 0 to learn from; dropped 24 over_long" in message
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", ":2: Expecting property name"),
-        ("[1]", ":2: b'[1]\\n'; a JSON object is expected; mend the line"),
-        ('{"id": "x"}', ":2: {'id': 'x'}; id and messages: [{role, content}] are expected; mend it"),
+        ("{broken", ":2: is no JSON: Expecting property name"),
+        ('"text"', ":2: holds '\"text\"\\n'; a JSON object is expected; mend or remove the line, or set invalid=drop"),
+        ('{"id": "x"}', ":2: {'id': 'x'} has the fields id; messages: [{role, content}] or conversations"),
         (
             '{"id": "x", "messages": [{"role": "assistant", "content": "a"}]}',
             ":2: turn 0 has the role 'assistant'; 'user' is expected; make the roles alternate",
@@ -148,8 +157,23 @@ def test_a_bad_line_of_a_chat_file_is_named(tmp_path, chat_file, refused, line, 
     [
         (["weights=null"], "weights: no value; SFT starts from a Hugging Face directory with its tokenizer"),
         (["weights=/does/not/exist"], "weights: /does/not/exist does not exist; give an existing path"),
-        (["chat_template=chatml"], "chat_template: 'chatml' is not known; one of weights, llama3"),
-        (["over_long=cut"], "over_long: 'cut' is not known; one of error, drop"),
+        (
+            ["chat_template=vicuna"],
+            "chat_template: 'vicuna' is not known; one of weights, weights:NAME, llama3, llama2,",
+        ),
+        (["chat_template=/gone.jinja"], "chat_template: /gone.jinja does not exist; give an existing .jinja file"),
+        (["over_long=cut"], "over_long: 'cut' is not known; one of error, drop, split"),
+        (["invalid=split"], "invalid: 'split' is not known; one of error, drop"),
+        (["train_on=first"], "train_on: 'first' is not known; one of all, last"),
+        (
+            ["over_long=split", "train_on=last"],
+            "over_long: split with train_on=last; only a dialogue's last part would",
+        ),
+        (
+            ["template_date=tomorrow"],
+            "template_date: 'tomorrow': Invalid isoformat string: 'tomorrow'; write it as YYYY",
+        ),
+        (["show=-1"], "show: -1 is negative; set it to 0 or more"),
         (["data=/does/not/exist"], "/does/not/exist does not exist; give token shards or a chat-example file"),
         (["chat_tamplate=llama3"], "chat_tamplate (command line): unknown key; did you mean 'chat_template'?"),
     ],
@@ -160,7 +184,7 @@ def test_bad_settings_are_refused_by_name(sft_config, overrides, message):
 
 
 def test_all_problems_of_the_settings_are_told_at_once_with_exit_code_2(refused):
-    code, message = refused("weights=null", "chat_template=chatml", "over_long=cut")
+    code, message = refused("weights=null", "chat_template=vicuna", "over_long=cut")
     assert code == 2
     assert "4 problem(s)" in message
     assert all(name in message for name in ("weights, model: neither is given", "weights:", "chat_template:", "over_"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import MISSING
 
 from configs.loader import ConfigError, existing_path, instantiate, load, one_of, positive
@@ -90,6 +91,7 @@ def test_another_component_drops_the_old_arguments_and_the_same_keeps_them(tmp_p
     [
         ("optimizer._component_=torch.optim.AdamX", "optimizer._component_: 'torch.optim.AdamX' cannot be imported"),
         ("optimizer._component_=nothing", "has no module part"),
+        ("optimizer._component_=os.system", "'os.system' is of none of the packages bitsandbytes, recipes, torch"),
         ("optimizer.weight_dekay=1", "has no such argument; did you mean 'weight_decay'?"),
     ],
 )
@@ -99,8 +101,9 @@ def test_components_are_resolved_before_the_run(tmp_path, override, message):
 
 
 def test_instantiate_passes_run_time_arguments(tmp_path):
-    cfg = load(Toy, write(tmp_path, "output_dir: a\noptimizer: {_component_: collections.Counter, b: 2}\n"))
-    assert instantiate(cfg.optimizer, {"a": 1}) == {"a": 1, "b": 2}
+    cfg = load(Toy, write(tmp_path, "output_dir: a\noptimizer: {_component_: torch.optim.SGD, lr: 2}\n"))
+    optimizer = instantiate(cfg.optimizer, [torch.zeros(3)])
+    assert (optimizer.defaults["lr"], optimizer.param_groups[0]["params"][0].shape) == (2, (3,))
 
 
 def test_further_checks_join_the_report(tmp_path):

@@ -9,21 +9,36 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from configs.loader import ConfigError, load
+from data_prep.dialogue.chat_rows import COMMIT, ChatSource
+from data_prep.dialogue.formats import FORMS
 from recipes.training.data.order import Stage
 from recipes.training.data.stages import StageConfig, resolve_stages
 from recipes.training.typed import read_typed
 
 NAME = re.compile(r"[\w.-]+")
+KINDS = ("shards", "chat", "hub")
 
 
 @dataclass
 class SourceConfig:
-    """One source; exactly one of `shards` and `chat`."""
+    """One source; exactly one of `shards`, `chat` and `hub`."""
 
     shards: str | None = None
     """Folder of token shards."""
     chat: str | None = None
-    """File of chat examples."""
+    """File of chat examples: JSON lines (also .zst, .gz), a JSON array, Parquet, CSV or TSV."""
+    hub: str | None = None
+    """Chat examples that `datasets` loads: OWNER/NAME on the Hugging Face Hub or in its cache, or a folder."""
+    subset: str | None = None
+    """Configuration of a dataset of `hub`."""
+    split: str | None = None
+    """Split of a dataset of `hub`; needed where it has several."""
+    revision: str | None = None
+    """Commit of a dataset of `hub`, 40 hexadecimal digits; null: the newest, or without network the cached one."""
+    format: str | None = None
+    """Of chat examples: messages, sharegpt, alpaca or prompt; null: by the fields of each row."""
+    fields: dict[str, str] | None = None
+    """Names that the format expects -> columns of chat examples that have them."""
     weight: float = 1.0
     """Any scale; for stages that state no weights."""
     lang: str | None = None
@@ -46,7 +61,7 @@ class MixtureConfig:
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """One source of a run; `kind` is `shards` or `chat`."""
+    """One source of a run; `kind` is `shards` or `chat`, and `chat` then where the examples are."""
 
     name: str
     kind: str
@@ -54,6 +69,7 @@ class SourceEntry:
     weight: float
     lang: str | None
     max_epochs: float | None
+    chat: ChatSource | None = None
 
 
 @dataclass(frozen=True)
@@ -122,15 +138,15 @@ def _label_sources(sources: Any, problems: list[str]) -> list[tuple[str, str, An
         return [(str(name), f"sources.{name}", value) for name, value in sources.items()]
     if not isinstance(sources, list):
         problems.append(
-            f"data: is {sources!r}; a path, a list of paths or of {{shards | chat: path, weight: share}}, a mixture "
-            "file (*.yaml) or a mapping with `sources` is expected; write one of these"
+            f"data: is {sources!r}; a path, a list of paths or of {{shards | chat | hub: path, weight: share}}, a "
+            "mixture file (*.yaml) or a mapping with `sources` is expected; write one of these"
         )
         return []
     labelled: list[tuple[str, str, Any]] = []
     for number, value in enumerate(sources):
         if isinstance(value, str):
             value = {"chat" if Path(value).is_file() else "shards": value}
-        path = (value.get("shards") or value.get("chat")) if isinstance(value, Mapping) else None
+        path = next(filter(None, map(value.get, KINDS)), None) if isinstance(value, Mapping) else None
         name = re.sub(r"[^\w.-]", "_", Path(str(path)).stem) or f"source{number}"
         taken = any(name == other for other, _, _ in labelled)
         labelled.append((f"{name}-{number}" if taken else name, f"data[{number}]", value))
@@ -141,16 +157,39 @@ def _read_source(name: str, where: str, value: Any, problems: list[str]) -> Sour
     config = read_typed(SourceConfig, value, where, problems)
     if config is None:
         return None
-    kinds = [kind for kind in ("shards", "chat") if getattr(config, kind) is not None]
+    kinds = [kind for kind in KINDS if getattr(config, kind) is not None]
     if len(kinds) != 1:
-        problems.append(f"{where}: has {' and '.join(kinds) or 'neither shards nor chat'}; give exactly one of them")
+        problems.append(
+            f"{where}: has {' and '.join(kinds) or 'none of ' + ', '.join(KINDS)}; give exactly one of them"
+        )
         return None
     path = Path(getattr(config, kinds[0]))
-    if not path.exists():
+    if kinds[0] != "hub" and not path.exists():
         problems.append(f"{where}: {path} does not exist; give token shards or a chat-example file")
-    elif path.is_file() is not (kinds[0] == "chat"):
-        found, other = ("file", "chat") if path.is_file() else ("folder", "shards")
+    elif kinds[0] != "hub" and path.is_file() is not (kinds[0] == "chat"):
+        found, other = ("file", "chat") if path.is_file() else ("folder", "shards (or as hub, if saved by datasets)")
         problems.append(f"{where}: {kinds[0]} names the {found} {path}; a {found} is read as {other}: use that key")
     if config.max_epochs is not None and not config.max_epochs > 0:
         problems.append(f"{where}.max_epochs: {config.max_epochs} is not above 0; set it above, or leave it out")
-    return SourceEntry(name, kinds[0], path, config.weight, config.lang, config.max_epochs)
+    chat = _chat_source(config, kinds[0], where, problems)
+    kind = "shards" if kinds[0] == "shards" else "chat"
+    return SourceEntry(name, kind, path, config.weight, config.lang, config.max_epochs, chat)
+
+
+def _chat_source(config: SourceConfig, kind: str, where: str, problems: list[str]) -> ChatSource | None:
+    """Returns where chat examples are, None for token shards; adds keys that the kind of source does not have."""
+    foreign = [] if kind == "hub" else ["subset", "split", "revision"]
+    foreign += ["format", "fields"] if kind == "shards" else []
+    if told := [name for name in foreign if getattr(config, name) is not None]:
+        problems.append(f"{where}: {', '.join(told)} beside {kind}; {kind} has no such key; remove it")
+    if config.format is not None and config.format not in FORMS:
+        problems.append(f"{where}.format: {config.format!r} is not known; one of {', '.join(FORMS)}")
+    if config.revision is not None and not COMMIT.fullmatch(config.revision):
+        problems.append(
+            f"{where}.revision: {config.revision!r} is no commit; tags and branches move; give 40 hexadecimal digits"
+        )
+    if kind == "shards":
+        return None
+    fields = tuple((config.fields or {}).items())
+    told_place = (config.hub or config.chat or "", kind == "hub", config.subset, config.split, config.revision)
+    return ChatSource(*told_place, config.format, fields)

@@ -10,12 +10,12 @@ from typing import Protocol
 import numpy as np
 
 from configs.loader import ConfigError
+from data_prep.dialogue.chat_rows import ChatSource
 from data_prep.dialogue.chat_template import ChatTemplate
-from data_prep.dialogue.examples import read_chat_examples
-from data_prep.document import CorpusError
 from data_prep.hf_directory import ModelDirectory
-from data_prep.lineage import sha256_file, sha256_json
+from data_prep.lineage import sha256_file
 from data_prep.tokens.shards import Shards
+from recipes.training.data.chat_examples import Policies, encode_examples
 from recipes.training.data.order import generator
 from recipes.training.model.loss import IGNORE
 
@@ -120,56 +120,38 @@ class TokenStream:
 
 
 class ChatExamples:
-    """Chat examples packed whole into sequences; only assistant turns are targets."""
+    """Chat examples packed whole into sequences; only assistant turns are targets. `found` has their ledger."""
 
-    def __init__(self, path: Path, template: ChatTemplate, seq_len: int, seed: int, over_long: str) -> None:
+    def __init__(self, source: ChatSource, template: ChatTemplate, seq_len: int, seed: int, policies: Policies) -> None:
         """Encodes all examples.
 
         Args:
-            path: chat examples, one JSON object a line.
+            source: file or dataset of chat examples.
             template: turns messages into ids and their loss mask.
             seq_len: an example never exceeds it.
             seed: of the order.
-            over_long: `error`, or `drop` examples of more than `seq_len` tokens (counted in `dropped`).
+            policies: what becomes of examples that cannot be learnt from as they are.
 
         Raises:
-            CorpusError: an example is too long under `error`, or none is left.
+            CorpusError: an example cannot be used under a policy `error`, or none is left.
         """
         self._seq_len, self._seed, self.tokenizer = seq_len, seed, template.tokenizer
-        self._examples: list[tuple[np.ndarray, np.ndarray]] = []
-        self._names: list[str] = []
-        self.dropped = 0
-        for example in read_chat_examples(path):
-            try:
-                ids, trained = template.encode(example.messages)
-            except CorpusError as error:
-                raise CorpusError(f"{path}: example {example.id}: {error}") from None
-            if len(ids) <= seq_len:
-                self._examples.append((np.array(ids), np.array(trained)))
-                self._names.append(example.id)
-            elif over_long == "drop":
-                self.dropped += 1
-            else:
-                raise CorpusError(
-                    f"{path}: example {example.id} has {len(ids)} tokens; seq_len is {seq_len}; raise it, "
-                    "or set over_long=drop"
-                )
-        if not self._examples:
-            raise CorpusError(f"{path} holds no example of at most {seq_len} tokens; raise seq_len")
+        self.found = encode_examples(source, template, seq_len, policies)
+        self._examples = self.found.examples
         self._epochs: list[list[list[int]]] = []
         self._ends: list[int] = []
         self._growing = threading.Lock()
-        self.num_tokens = sum(len(ids) for ids, _ in self._examples)
-        self.fingerprint = sha256_json([sha256_file(path), template.template, template.tokenizer.sha256, over_long])
+        self.num_tokens = self.found.num_tokens
+        self.fingerprint = self.found.fingerprint()
 
     def sample(self, index: int) -> Sample:
         """Returns sequence `index`; epochs follow one another, each packing every example once."""
         sample, filled = Sample.empty(self._seq_len), 0
         for number, example in enumerate(self._packed(index)):
-            ids, trained = self._examples[example]
+            ids, is_learnt = self._examples[example].ids, self._examples[example].is_learnt
             end = filled + len(ids)
             sample.tokens[filled:end] = ids
-            sample.targets[filled : end - 1] = np.where(trained[1:], ids[1:], IGNORE)
+            sample.targets[filled : end - 1] = np.where(is_learnt[1:], ids[1:].astype(np.int64), IGNORE)
             sample.documents[filled:end] = number
             filled = end
         return sample
@@ -182,7 +164,7 @@ class ChatExamples:
 
     def documents(self, index: int) -> list[str]:
         """Returns the ids of the examples in sequence `index`."""
-        return [self._names[example] for example in self._packed(index)]
+        return [self._examples[example].name for example in self._packed(index)]
 
     def _packed(self, index: int) -> list[int]:
         """Returns the example numbers of sequence `index`: each epoch packs a shuffled order next-fit."""
@@ -198,7 +180,7 @@ class ChatExamples:
         bins: list[list[int]] = [[]]
         room = self._seq_len
         for example in order.tolist():
-            length = len(self._examples[example][0])
+            length = len(self._examples[example].ids)
             if length > room:
                 bins.append([])
                 room = self._seq_len

@@ -4,7 +4,7 @@ import bisect
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 from omegaconf import DictConfig
 
 from configs.loader import ConfigError, UserError, existing_path
+from data_prep.document import write_jsonl
 from data_prep.lineage import write_json
 from data_prep.tokens.tokenizer import load_tokenizer
 from data_prep.tokens.tokenizer_formats import Tokenizer
-from recipes.training.data.mixture import Mixture
+from recipes.training.data.mixture import Mixture, SourceEntry
 from recipes.training.data.order import SampleOrder
 from recipes.training.data.packing import ChatExamples, Source, TokenStream
 from recipes.training.planning.estimate import compute_plan
@@ -67,6 +68,7 @@ class DataPlan:
                 "tokens": tokens[entry.name],
                 "epochs": epochs[entry.name],
                 "max_epochs": entry.max_epochs,
+                **_chat_facts(entry, source),
             }
             for entry, source in zip(self.mixture.sources, self.sources, strict=True)
         }
@@ -79,8 +81,11 @@ class DataPlan:
         }
 
     def write(self, folder: Path) -> None:
-        """Writes `mixture.json` into a run folder."""
+        """Writes `mixture.json` into a run folder; where chat examples were dropped, also which and why."""
         write_json(folder / "mixture.json", self.as_json())
+        chats = [source.found for source in self.sources if isinstance(source, ChatExamples)]
+        if dropped := [asdict(one) for found in chats for one in found.dropped]:
+            write_jsonl(folder / "dropped_examples.jsonl", dropped)
 
     def table(self) -> str:
         """Returns the plan for people: a row per source, a column per stage."""
@@ -183,6 +188,14 @@ def first_documents(plan: DataPlan, weights: str | None, most: int = 3) -> list[
             ids = sample.tokens[sample.documents == document]
             lines.append(f"  {name}, {len(ids)} tokens: {_excerpt(ids, tokenizer)}")
     return lines
+
+
+def _chat_facts(entry: SourceEntry, source: Source) -> dict[str, Any]:
+    """Returns where chat examples came from, and their ledger; nothing for token shards."""
+    if entry.chat is None or not isinstance(source, ChatExamples):
+        return {}
+    told = asdict(entry.chat).items()
+    return {"source": {key: value for key, value in told if value}, "examples": source.found.ledger()}
 
 
 def _above_max_epochs(plan: DataPlan) -> list[str]:

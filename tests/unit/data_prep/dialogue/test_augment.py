@@ -223,9 +223,9 @@ def test_bad_options_a_missing_file_and_no_sound_pair_are_errors(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": []}, r"bad.jsonl:1: .*id and messages"),
-        ({"id": "a", "messages": "b"}, r"bad.jsonl:1: .*id and messages"),
-        ({"id": "a", "messages": [{"role": "user", "content": "b"}], "lang": 3}, r"bad.jsonl:1: .*id and messages"),
+        ({"messages": []}, r"bad.jsonl:1: 0 messages without a user's"),
+        ({"id": "a", "messages": "b"}, r"bad.jsonl:1: .*a list of \{role, content\} is expected"),
+        ({"id": "a", "messages": [{"role": "user", "content": 3}]}, r"bad.jsonl:1: .*text as the content of each turn"),
         ({"id": "a", "messages": [{"role": "assistant", "content": "b"}]}, r"bad.jsonl:1: turn 0 has the role"),
         ({"id": "a", "messages": [{"role": "user", "content": ""}]}, r"bad.jsonl:1: message 0 has the content ''"),
     ],

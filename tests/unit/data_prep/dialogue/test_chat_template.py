@@ -104,7 +104,7 @@ def test_the_format_is_metas_own():
 
 
 def test_a_template_with_generation_marks_and_line_ends_after_a_turn(tokenizer, auto):
-    template = ChatTemplate(tokenizer, MARKED, eos_token=EOT)
+    template = ChatTemplate(tokenizer, MARKED, {"eos_token": EOT})
     messages = dialogue("하나", "둘", "셋", "넷")
     ids, is_learnt = template.encode(messages)
     learnt = [id_ for id_, learn in zip(ids, is_learnt, strict=True) if learn]

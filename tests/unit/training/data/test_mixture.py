@@ -8,6 +8,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from configs.loader import ConfigError
+from data_prep.dialogue.chat_rows import ChatSource
 from recipes.training.data.mixture import read_mixture
 from tests.support import ROOT
 
@@ -181,10 +182,10 @@ def test_bad_sources_are_told_all_at_once(tmp_path, ko, chat):
         f"sources.b: {tmp_path / 'absent'} does not exist; give token shards or a chat-example file",
         "sources.c: has shards and chat; give exactly one of them",
         f"sources.d: shards names the file {chat}; a file is read as chat: use that key",
-        f"sources.e: chat names the folder {ko}; a folder is read as shards: use that key",
+        f"sources.e: chat names the folder {ko}; a folder is read as shards (or as hub, if saved by datasets): use",
         "sources.f.weight: Value 'much' of type 'str' could not be converted to Float; give a value of that type",
         "sources.g.max_epochs: 0.0 is not above 0; set it above, or leave it out",
-        f"sources.h: is {ko!r}; a mapping is expected; write it with the keys shards, chat, weight",
+        f"sources.h: is {ko!r}; a mapping is expected; write it with the keys shards, chat, hub",
         "stages[0].from_stepp: unknown key; did you mean 'from_step'?",
     ]
     assert len(told) == len(expected)
@@ -192,15 +193,38 @@ def test_bad_sources_are_told_all_at_once(tmp_path, ko, chat):
         assert one.startswith(wanted)
 
 
+def test_chat_examples_of_a_hub_and_of_a_stated_form(chat):
+    commit = "0" * 40
+    hub = {"hub": "nlpai-lab/kullm-v2", "split": "train", "revision": commit, "weight": 2}
+    stated = {"chat": chat, "format": "prompt", "fields": {"prompt": "Q"}}
+    first, second = read_mixture([hub, stated], 1).sources
+    assert (first.name, first.kind, first.weight) == ("kullm-v2", "chat", 2)
+    assert first.chat == ChatSource("nlpai-lab/kullm-v2", hub=True, split="train", revision=commit)
+    assert (second.kind, second.chat) == ("chat", ChatSource(chat, form="prompt", fields=(("prompt", "Q"),)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "train"}, "data[0]: split beside chat; chat has no such key; remove it"),
+        ({"format": "kullm"}, "data[0].format: 'kullm' is not known; one of messages, sharegpt, alpaca, prompt"),
+        ({"hub": "a/b"}, "data[0]: has chat and hub; give exactly one of them"),
+        ({"chat": None, "hub": "a/b", "revision": "main"}, "data[0].revision: 'main' is no commit; tags and"),
+    ],
+)
+def test_keys_of_another_kind_of_source_are_refused(chat, changes, message):
+    assert problems([{"chat": chat} | changes])[0].startswith(message)
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (5, "data: is 5; a path, a list of paths or of {shards | chat: path, weight: share}, a mixture file"),
+        (5, "data: is 5; a path, a list of paths or of {shards | chat | hub: path, weight: share}, a mixture file"),
         ([], "data: is empty; give at least one folder of token shards or chat-example file"),
         ({"sources": {}}, "data: is empty; give at least one folder"),
         ({"sorces": {}}, "data.sorces: unknown key; did you mean 'sources'?"),
         ({"english_replay": 0.5}, "data.sources: no value; set it"),
-        ([{"weight": 2}], "data[0]: has neither shards nor chat; give exactly one of them"),
+        ([{"weight": 2}], "data[0]: has none of shards, chat, hub; give exactly one of them"),
         ([7], "data[0]: is 7; a mapping is expected"),
         ("absent.yaml", "the file does not exist; give an existing YAML file"),
         ("/does/not/exist", "data[0]: /does/not/exist does not exist; give token shards or a chat-example file"),

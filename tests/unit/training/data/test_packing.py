@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.dialogue.chat_rows import ChatSource
 from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.document import CorpusError
 from data_prep.tokens.shards import Shards, ShardWriter
 from data_prep.tokens.tokenizer import load_tokenizer
 from recipes.training.data.batches import Batches
+from recipes.training.data.chat_examples import Policies
 from recipes.training.data.order import SampleOrder, Stage, as_shares
 from recipes.training.data.packing import PADDING, ChatExamples, TokenStream
 from recipes.training.model.loss import IGNORE
@@ -158,6 +160,10 @@ def template(tmp_path_factory):
     return ChatTemplate(load_tokenizer(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))), LLAMA3)
 
 
+def chat(path):
+    return ChatSource(str(path))
+
+
 def write_examples(path, count=30):
     rows = []
     for number in range(count):
@@ -171,7 +177,7 @@ def write_examples(path, count=30):
 
 
 def test_each_chat_example_is_packed_whole_once_an_epoch_with_loss_on_answers(tmp_path, template):
-    source = ChatExamples(write_examples(tmp_path / "chat.jsonl"), template, 160, seed=0, over_long="error")
+    source = ChatExamples(chat(write_examples(tmp_path / "chat.jsonl")), template, 160, 0, Policies())
     seen, index = Counter(), 0
     while sum(seen.values()) < 30:
         sample = source.sample(index)
@@ -187,12 +193,14 @@ def test_each_chat_example_is_packed_whole_once_an_epoch_with_loss_on_answers(tm
 def test_over_long_examples_are_an_error_or_dropped_and_counted(tmp_path, template):
     path = write_examples(tmp_path / "chat.jsonl")
     with pytest.raises(
-        CorpusError, match=r"example \d+ has \d+ tokens; seq_len is 70; raise it, or set over_long=drop"
+        CorpusError,
+        match=r"example \d+ has \d+ tokens; seq_len is 70; raise it, or set over_long=drop or over_long=",
     ):
-        ChatExamples(path, template, 70, seed=0, over_long="error")
-    assert ChatExamples(path, template, 70, seed=0, over_long="drop").dropped > 0
+        ChatExamples(chat(path), template, 70, 0, Policies())
+    found = ChatExamples(chat(path), template, 70, 0, Policies(over_long="drop")).found.ledger()
+    assert found["in"] == 30 == found["out"] + found["dropped"]["over_long"]
     with pytest.raises(CorpusError, match="holds no example of at most 4 tokens"):
-        ChatExamples(path, template, 4, seed=0, over_long="drop")
+        ChatExamples(chat(path), template, 4, 0, Policies(over_long="drop"))
 
 
 def test_sources_tell_their_size_and_name_their_documents(shards, tmp_path, template):
@@ -205,7 +213,7 @@ def test_sources_tell_their_size_and_name_their_documents(shards, tmp_path, temp
             ids = sample.tokens[sample.documents == place].tolist()
             whole = shards.read(int(name.split()[1]), 0, int(shards.document_lengths[int(name.split()[1])])).tolist()
             assert any(whole[i : i + len(ids)] == ids for i in range(len(whole)))
-    chat = ChatExamples(write_examples(tmp_path / "chat.jsonl"), template, 160, seed=0, over_long="error")
-    epoch = [name for index in range(int(chat.sequences_per_epoch)) for name in chat.documents(index)]
+    examples = ChatExamples(chat(write_examples(tmp_path / "chat.jsonl")), template, 160, 0, Policies())
+    epoch = [name for index in range(int(examples.sequences_per_epoch)) for name in examples.documents(index)]
     assert sorted(epoch, key=int) == [str(n) for n in range(30)]
-    assert len(chat.documents(1)) == chat.sample(1).documents.max() + 1
+    assert len(examples.documents(1)) == examples.sample(1).documents.max() + 1
