@@ -8,12 +8,17 @@ import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from configs.loader import COMPONENT, ConfigError, existing_path, one_of, positive
+from recipes.training.checkpoints.saving import saving_problems
+from recipes.training.control.limits import LimitSettings, limit_problems
 from recipes.training.data.mixture import read_mixture
 from recipes.training.model.activations import MODES, memory_budget
+from recipes.training.model.adapters import AdapterSettings, adapter_problems
 from recipes.training.model.attention import BACKENDS, choose_backend
-from recipes.training.model.decoder import Architecture
+from recipes.training.model.compiling import cuda_graph_problems
+from recipes.training.model.decoder import Architecture, stated_architecture
 from recipes.training.model.float8 import float8_problems
 from recipes.training.model.layout import LayoutSettings, layout_problems, world_problems
+from recipes.training.model.tensor_parallel import tensor_parallel_problems
 from recipes.training.monitoring.profiling import ProfileSettings, profile_problems
 from recipes.training.monitoring.tracking import tracking_problems
 from recipes.training.monitoring.validation import ValidationSettings, validation_problems
@@ -40,7 +45,7 @@ class TrainSettings:
     model: Architecture | None = None
     """Shape of a new model; beside `weights`, the shape that their config.json must state."""
     data: Any = MISSING
-    """A path of token shards or chat examples, a list of paths or of {shards | chat: path, weight: share, ...}, a
+    """A path of token shards or chat examples, a list of paths or of {shards | chat | hub: path, weight: share, ...}, a
     mixture file (*.yaml) with stages, or its content as a mapping; see `recipes/training/data/mixture.py`."""
     plan: bool = field(default=False, metadata={"flag": True})
     """Print what the run would need and read, and end; also as --plan. Needs neither a GPU nor the weights."""
@@ -63,6 +68,8 @@ class TrainSettings:
         }
     )
     """`_component_` and its arguments; recipes.training.optimization.adamw.KahanAdamW stores the parameters in bf16."""
+    adapter: AdapterSettings | None = None
+    """LoRA, QLoRA or DoRA: small matrices learn and the model stays as it is; null: all of the model learns."""
     embedding_lr: float | None = None
     """Learning rate of the token embeddings and the output layer; null: optimizer.lr."""
     schedule: str = "cosine"
@@ -88,18 +95,31 @@ class TrainSettings:
     with compile=true, the share of activations that the compiler keeps: at 0.7 no product is computed again."""
     compile: bool = False
     """Whether the layers are compiled."""
+    cuda_graphs: bool = False
+    """Whether a GPU replays each compiled layer as a graph; one rank only. Not yet tried on a GPU."""
     attention: str = "auto"
-    """`varlen`: one kernel for all documents (CUDA, bf16); `per_document`: one call a document; `mask`: dense."""
+    """`varlen`: one kernel for all documents (CUDA, bf16); `per_document`: one call a document; `mask`: dense; `auto`:
+    the fastest of these, and for micro-batches whose rows are one document each a causal kernel, cuDNN's first."""
     float8: str | None = None
     """`tensorwise` or `rowwise`: the layers' matrix products in float8 (H100 or newer, compile=true)."""
     layout: LayoutSettings = field(default_factory=LayoutSettings)
-    """How FSDP2 spreads the model over the ranks."""
+    """How FSDP2 and tensor parallelism spread the model over the ranks."""
     validation: ValidationSettings | None = None
     """Held-out text that is scored during the run."""
     save_every_steps: int = 500
     """Steps between checkpoints; the last step is always saved."""
+    save_every_minutes: float | None = None
+    """Minutes, by rank 0's clock, after which a checkpoint is written even so; null: by steps only."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    keep_every_steps: int | None = None
+    """Checkpoints of steps divisible by this are kept for ever; a multiple of save_every_steps."""
+    ephemeral_every_steps: int | None = None
+    """Steps between checkpoints that are deleted when the next one, of either kind, is complete; null: none."""
+    async_checkpoints: bool = True
+    """Whether steps go on while a checkpoint is written; it needs the rank's share of the state in CPU memory too."""
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    """When the run ends itself before its job does, and when a phase counts as hung."""
     peak_tflops: float | None = None
     """Dense bf16 rate of one GPU, for the MFU; null: by the GPU's name, and no MFU where that is not known."""
     wandb: dict[str, Any] | None = None
@@ -112,7 +132,7 @@ def check_settings(cfg: DictConfig) -> list[str]:
     """Returns the problems of a run's settings that one process can see."""
     problems = one_of(cfg, "device", ["auto", "cpu", "cuda"]) + one_of(cfg, "precision", ["bf16", "fp32"])
     problems += positive(
-        cfg, "seq_len", "global_batch_tokens", "micro_batch", "steps", "save_every_steps", "keep_checkpoints",
+        cfg, "seq_len", "global_batch_tokens", "micro_batch", "steps",
         "clip_grad_norm", "embedding_lr", "guard.window_steps", "guard.spike_sigmas", "peak_tflops",
     )  # fmt: skip
     problems += estimate_problems(cfg.estimate) if cfg.plan else existing_path(cfg, "weights")
@@ -123,8 +143,9 @@ def check_settings(cfg: DictConfig) -> list[str]:
             f"global_batch_tokens: {cfg.global_batch_tokens} is no multiple of seq_len={cfg.seq_len}; "
             f"use {max(1, cfg.global_batch_tokens // cfg.seq_len) * cfg.seq_len}"
         )
+    problems += saving_problems(cfg)
     problems += schedule_problems(cfg) + optimizer_problems(cfg) + compute_problems(cfg) + parallel_problems(cfg)
-    problems += validation_problems(cfg) + tracking_problems(cfg) + profile_problems(cfg)
+    problems += validation_problems(cfg) + tracking_problems(cfg) + profile_problems(cfg) + limit_problems(cfg)
     if cfg.plan:
         return problems  # what is wrong with the data, the plan tells below what can be told without them
     try:
@@ -190,26 +211,62 @@ def parallel_problems(cfg: DictConfig) -> list[str]:
         problems.append(f"attention: {error}")
     with suppress(ImportError):  # the loader has named it
         stored = storage_dtype(cfg.optimizer) if COMPONENT in cfg.optimizer else torch.float32
-        problems += layout_problems(cfg.layout, stored)
+        problems += layout_problems(cfg.layout, stored) + adapter_problems(cfg, stored, known_shape(cfg))
+        problems += cuda_graph_problems(cfg, device, stored)
+    if cfg.layout.tensor_parallel > 1:
+        if cfg.float8:
+            problems.append(
+                f"float8: {cfg.float8} with layout.tensor_parallel={cfg.layout.tensor_parallel}; only whole matrices "
+                "are computed in float8; set float8=null, or layout.tensor_parallel=1"
+            )
+        if cfg.adapter is not None:
+            problems.append(
+                f"adapter: with layout.tensor_parallel={cfg.layout.tensor_parallel}; adapters learn beside whole "
+                "matrices; set layout.tensor_parallel=1, or adapter=null"
+            )
+        if cfg.compile and cfg.activation_checkpointing == "full":
+            problems.append(
+                f"activation_checkpointing: full with compile=true and layout.tensor_parallel="
+                f"{cfg.layout.tensor_parallel}; torch 2.13 cannot compile that; set it to 0, which keeps as little, or "
+                "compile=false"
+            )
+        if cfg.model is not None:
+            problems += tensor_parallel_problems(cfg.layout.tensor_parallel, cfg.model)
     return problems
 
 
+def known_shape(cfg: DictConfig) -> Architecture | None:
+    """Returns the shape of the run's model, None where it cannot be told; the run says why when it opens the weights."""
+    with suppress(ConfigError):
+        return stated_architecture(cfg.weights, cfg.model)
+    return None
+
+
 def check_world(cfg: DictConfig, world_size: int) -> None:
-    """Checks that the global batch divides over the ranks.
+    """Checks that the ranks can be laid out, and that the global batch divides over them.
 
     Raises:
-        ConfigError: it does not; the message names world sizes that fit.
+        ConfigError: they cannot, or it does not; the message names world sizes that fit.
     """
-    if problems := world_problems(cfg.layout, world_size):
+    shared = cfg.layout.tensor_parallel
+    problems = world_problems(cfg.layout, world_size)
+    problems += tensor_parallel_problems(shared, stated_architecture(cfg.weights, cfg.model))
+    if cfg.cuda_graphs and world_size > 1:
+        problems.append(
+            f"cuda_graphs: true with {world_size} ranks; a graph reads weights where they were, and FSDP gathers them "
+            "elsewhere; set cuda_graphs=false, or start one rank"
+        )
+    if problems:
         raise ConfigError("layout", problems)
     sequences = cfg.global_batch_tokens // cfg.seq_len
-    if sequences % (world_size * cfg.micro_batch):
-        fitting = [n for n in range(1, sequences + 1) if sequences % (n * cfg.micro_batch) == 0]
+    if sequences % (world_size // shared * cfg.micro_batch):
+        fitting = [n * shared for n in range(1, sequences + 1) if sequences % (n * cfg.micro_batch) == 0]
+        ranks = f"{world_size} ranks" if shared == 1 else f"{world_size // shared} groups of {shared} ranks"
         raise ConfigError(
             "global_batch_tokens",
             [
                 f"{cfg.global_batch_tokens} tokens are {sequences} sequences of {cfg.seq_len}, not divisible by "
-                f"{world_size} ranks x micro_batch={cfg.micro_batch}; "
+                f"{ranks} x micro_batch={cfg.micro_batch}; "
                 f"start {' or '.join(map(str, fitting)) or 'fewer'} ranks, or change the batch"
             ],
         )

@@ -4,8 +4,10 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
+import torch.distributed as dist
 from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -43,15 +45,21 @@ class StepResult:
     skipped: str
     stopping: bool
     """Any rank was asked to stop."""
+    asked: frozenset[str] = frozenset()
+    """Names of `asks` that are true on any rank."""
 
 
-def train_step(run: Run, cfg: DictConfig, world: World, stop: bool) -> StepResult:
+def train_step(
+    run: Run, cfg: DictConfig, world: World, stop: object, asks: Mapping[str, bool] = MappingProxyType({})
+) -> StepResult:
     """Computes one optimizer step, and applies it unless the guard objects.
 
     The loss is the sum over valid targets divided by the valid targets of the whole global batch, which are
     counted over ranks and micro-batches before the first forward pass.
 
     The CPU waits for the device once, in `gather`: the guard must see the numbers before the weights may change.
+    `stop` is true when this rank is asked to stop; it is looked at as late, behind the backward pass. Of the names of
+    `asks`, equal on all ranks, the result has those that are true on any.
     """
     started = time.perf_counter()
     batches = run.batches.micro_batches(run.step, world.device)
@@ -59,20 +67,21 @@ def train_step(run: Run, cfg: DictConfig, world: World, stop: bool) -> StepResul
     targets = torch.tensor(sum(batch.num_targets for batch in batches)).to(world.device, non_blocking=True)
     factor = run.schedule.factor(run.step)
     set_learning_rates(run.optimizer, run.peak_lrs, factor)
-    sums = forward_and_backward(run.model, batches, sum_over_ranks(targets.clone()), cfg)
+    num_targets = sum_over_ranks(targets.clone()) // world.tensor_parallel  # ranks that share matrices read the same
+    sums = forward_and_backward(run.model, batches, num_targets, cfg)
     norm = clip_gradients(run.model, cfg.clip_grad_norm)
-    on_host = {"padded": sum(batch.padding for batch in batches), "stop": stop, "time/data_wait": waited}
-    on_host |= peak_memory(world.device)
+    on_host = {"padded": sum(batch.padding for batch in batches), "stop": bool(stop), "time/data_wait": waited}
+    on_host |= {f"ask {name}": value for name, value in asks.items()} | peak_memory(world.device)
     rows = gather({"objective": sums[0], "loss": sums[1], "targets": targets, "norm": norm}, on_host, world)
-    num_targets = sum(int(row["targets"]) for row in rows)
-    objective, loss = (sum(row[name] for row in rows) / max(1, num_targets) for name in ("objective", "loss"))
+    shares = rows[:: world.tensor_parallel]
+    trained, padded = (sum(int(row[name]) for row in shares) for name in ("targets", "padded"))
+    objective, loss = (sum(row[name] for row in shares) / max(1, trained) for name in ("objective", "loss"))
     skipped = run.guard.judge(loss, rows[0]["norm"])
     if not skipped:
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
-    padded = sum(int(row["padded"]) for row in rows)
-    count_tokens(run.ledger, cfg.global_batch_tokens, num_targets, padded, bool(skipped))
+    count_tokens(run.ledger, cfg.global_batch_tokens, trained, padded, bool(skipped))
     metrics = {
         "train/loss": loss,
         "train/loss_max_over_ranks": largest_loss(rows),
@@ -84,7 +93,8 @@ def train_step(run: Run, cfg: DictConfig, world: World, stop: bool) -> StepResul
     metrics |= {"train/skipped_steps": run.guard.num_skips, "train/tokens": run.ledger["tokens"]}
     metrics["train/targets"] = run.ledger["trained"]
     metrics |= {name: max(row[name] for row in rows) for name in on_host if "/" in name}
-    return StepResult(metrics, skipped, any(row["stop"] for row in rows))
+    asked = frozenset(name for name in asks if any(row[f"ask {name}"] for row in rows))
+    return StepResult(metrics, skipped, any(row["stop"] for row in rows), asked)
 
 
 def forward_and_backward(
@@ -120,14 +130,29 @@ def losses_of(
 
 
 def clip_gradients(model: nn.Module, limit: float) -> torch.Tensor:
-    """Scales the gradients down to the global norm `limit`; returns the norm before, () on the device, fp32.
+    """Scales the gradients down to the global norm `limit`; returns the norm before, () on the device, fp64.
 
-    The norm is taken in fp32 over all ranks' shards; bf16 gradients would give it three digits.
+    The norms of a rank's parts are taken in fp32, as bf16 gradients would give them three digits, and summed over the
+    ranks at once; what several ranks hold alike counts once.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32)))
-    nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    norms = torch.stack(torch._foreach_norm(parts, 2.0, dtype=torch.float32)).double()
+    if any(isinstance(g, DTensor) for g in gradients):
+        weights = torch.tensor([1 / num_copies(g) for g in gradients], dtype=torch.float64)
+        norm = sum_over_ranks((norms**2 * weights.to(norms.device, non_blocking=True)).sum()).sqrt()
+    else:
+        norm = torch.linalg.vector_norm(norms)
+    torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0).float())
+    return norm
+
+
+def num_copies(tensor: torch.Tensor) -> int:
+    """Returns how many ranks hold the part of a tensor that this rank holds."""
+    if not isinstance(tensor, DTensor):
+        return dist.get_world_size()
+    sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return dist.get_world_size() // math.prod(size for size, placement in sizes if not placement.is_replicate())
 
 
 def gather(on_device: Mapping[str, torch.Tensor], on_host: Mapping[str, float], world: World) -> list[dict[str, float]]:

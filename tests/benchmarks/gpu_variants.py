@@ -52,6 +52,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "method": "ours", "tokens": "dense", "overrides": [*_FAST, "float8=tensorwise"], "limit": 110.0,
         "needs_gpu": True,
     },
+    "ours, dense, varlen kernel": {
+        "method": "ours", "tokens": "dense", "overrides": [*_FAST, "attention=varlen"], "limit": 90.0,
+        "needs_gpu": True,
+    },
+    "ours, CUDA graphs, dense": {
+        "method": "ours", "tokens": "dense", "overrides": [*_FAST, "cuda_graphs=true"], "limit": 110.0,
+        "needs_gpu": True,
+    },
     "ours, 2 sequences, dense": {
         "method": "ours", "tokens": "dense", "overrides": _FAST, "settings": {"micro_batch": 2}, "limit": 90.0,
     },

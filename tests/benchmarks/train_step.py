@@ -131,8 +131,8 @@ def table(found: dict[str, list[Settings]], shared: Settings) -> list[str]:
     return lines
 
 
-def loss_differences(found: dict[str, list[Settings]]) -> list[str]:
-    """Returns a line for each variant whose losses are not ours, of those that see the same."""
+def differences(found: dict[str, list[Settings]]) -> list[str]:
+    """Returns a line for each variant that sees the same and has other losses, and one for unequal threads."""
     if "ours" not in found or "error" in found["ours"][0]:
         return ["ours has no losses to compare with"]
     expected, problems = found["ours"][0]["losses"], []
@@ -142,6 +142,9 @@ def loss_differences(found: dict[str, list[Settings]]) -> list[str]:
         worst = max(abs(a - b) for a, b in zip(expected, rounds[0]["losses"], strict=True))
         if worst > TOLERANCE:
             problems.append(f"{name}: a loss differs by {worst:.3f}; at most {TOLERANCE} is expected")
+    threads = {name: rounds[0]["threads"] for name, rounds in found.items() if "error" not in rounds[0]}
+    if len(set(threads.values())) > 1:
+        problems.append(f"not all had as many threads: {threads}")
     return problems
 
 
@@ -174,7 +177,7 @@ def main() -> int:
     shared = prepare(work, args)
     found = measure(work, args, shared)
     print("\n".join(table(found, shared)))
-    problems = loss_differences(found)
+    problems = differences(found)
     print("\n".join(problems) or "losses agree")
     return 1 if problems else 0
 

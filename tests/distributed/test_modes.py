@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from data_prep.lineage import sha256_file
 from recipes.training import which_documents
+from recipes.training.checkpoints.folder import check_files
 from tests.recipes.conftest import write_cpt_config
 from tests.support import launch, losses, metrics, random_shards, tiny_llama, tiny_tokenizer, tune_run
 
@@ -129,6 +130,8 @@ def test_more_skips_than_allowed_end_the_run_with_the_weights_as_they_were(confi
     assert "Traceback" not in result.stderr
     assert losses(run) == [None, None, None]
     assert len(list((run / "skipped").iterdir())) == 3
+    assert f"the last checkpoint is {run}/checkpoints/step-00000003" in result.stderr
+    check_files(run / "checkpoints/step-00000003")
 
 
 def test_a_finished_run_is_warmed_up_again(config):
@@ -156,6 +159,7 @@ def test_which_documents_says_what_it_cannot_do(skipping, tmp_path, capsys, argu
     shutil.copytree(skipping, changed)
     for path in changed.glob("checkpoints/*/state.json"):
         state = json.loads(path.read_text())
+        del state["state_sha256"]
         path.write_text(json.dumps(state | {"identity": state["identity"] | {"data": "other"}}))
     assert which_documents.main([a.format(run=skipping, changed=changed) for a in arguments]) == 2
     assert message in capsys.readouterr().err

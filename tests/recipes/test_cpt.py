@@ -73,7 +73,7 @@ def test_a_signal_saves_a_checkpoint_and_asks_for_a_requeue(cpt_config):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 85
+    assert process.wait(240) == 85
     steps = len(metrics(other))
     assert (other / f"checkpoints/step-{steps:08d}/state.json").exists()
 

@@ -23,6 +23,7 @@ from tests.recipes.conftest import write_cpt_config
 from tests.support import VOCAB, run_here, tiny_llama, tune_run, write_run
 
 MESSAGES = [{"role": "system", "content": "짧게."}, {"role": "user", "content": "What is 3 plus one?"}]
+OWN = "{% for m in messages %}{{ m.content ~ '<|eot_id|>' }}{% endfor %}"
 SCALED = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -148,12 +149,12 @@ def test_keep_gives_a_base_no_template_and_one_end(run, export_here):
 def test_keep_keeps_the_template_wherever_it_stands(tmp_path, run, base, export_here, place):
     tokenizer = shutil.copytree(base, tmp_path / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     if place.endswith(".jinja"):
-        (tokenizer / place).write_text("{{ bos_token }}")
+        (tokenizer / place).write_text(OWN)
     else:
-        settings = json_of(tokenizer, place) | {"chat_template": "{{ bos_token }}"}
+        settings = json_of(tokenizer, place) | {"chat_template": OWN}
         (tokenizer / place).write_text(json.dumps(settings))
     folder = export_here(run, f"tokenizer={tokenizer}")
-    assert AutoTokenizer.from_pretrained(folder).chat_template == "{{ bos_token }}"
+    assert AutoTokenizer.from_pretrained(folder).chat_template == OWN
     special = load_tokenizer(folder).special_tokens
     ends = [special["<|end_of_text|>"], special["<|eot_id|>"]]
     assert json_of(folder, "config.json")["eos_token_id"] == ends
@@ -276,7 +277,7 @@ def test_a_run_from_a_new_models_shape_needs_a_tokenizer(tmp_path, base, export_
     ("overrides", "message"),
     [
         (["dtype=fp8"], "dtype: 'fp8' is not known; one of bf16, fp32"),
-        (["chat_template=weights"], "chat_template: 'weights' is not known; one of keep, llama3"),
+        (["chat_template=vicuna"], "chat_template: 'vicuna' is not known; one of weights, weights:NAME, llama3"),
         (["tokenizer=/does/not/exist"], "tokenizer: /does/not/exist does not exist; give an existing path"),
         (["run=/does/not/exist"], "run: /does/not/exist does not exist; give an existing path as run=..."),
     ],
@@ -292,10 +293,12 @@ def test_a_tokenizer_that_is_none_is_refused(tmp_path, run, export_here):
 
 
 def test_a_tensor_that_reads_back_otherwise_is_an_error(run, export_here, monkeypatch):
-    def forgetful(model, directory, architecture):
-        weights_load(model, directory, architecture)
-        model.norm.scale.data[0] += 1
+    def forgetful(parameters, directory, architecture):
+        weights_fill(parameters, directory, architecture)
+        for name, parameter in parameters.items():
+            if name == "norm.scale":
+                parameter.data[0] += 1
 
-    weights_load = weights.load
-    monkeypatch.setattr(weights, "load", forgetful)
+    weights_fill = weights.fill
+    monkeypatch.setattr(weights, "fill", forgetful)
     assert "tensor norm.scale read back differs from the checkpoint; export again" in export_here(run, code=2)

@@ -266,7 +266,7 @@ def test_the_code_of_a_stage_is_everything_its_module_can_load(tmp_path: Path) -
         "recipes/late.py": "TARGET = 'recipes.training.loop.run'\n",
         "recipes/training/__init__.py": "",
         "recipes/training/loop.py": "from . import loss\nfrom .. import other\n",
-        "recipes/training/model/loss.py": "syntax error",
+        "recipes/training/loss.py": "syntax error",
         "recipes/other.py": "",
     }
     for name, text in files.items():

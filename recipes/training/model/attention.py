@@ -8,10 +8,18 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 BACKENDS = ("auto", "varlen", "per_document", "mask")
 """`varlen`: one kernel over all documents (CUDA). `per_document`: one call a document. `mask`: a dense mask a row."""
+WHOLE_ROW_KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""For rows that are one document each, the first that runs; the order of their speed on an H100."""
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "Documents"], torch.Tensor]
 
 
@@ -21,11 +29,13 @@ class Documents:
 
     `ends` holds the position behind each document; a row's end always ends one. `offsets` is (n,), int32, on the
     device: 0 and the ends, filled up with the last one to a power of two, so that compiled code sees few shapes.
+    `are_rows` says that every row is one document.
     """
 
     ends: tuple[int, ...]
     offsets: torch.Tensor
     seq_len: int
+    are_rows: bool
 
     @classmethod
     def of(cls, documents: torch.Tensor, device: torch.device) -> "Documents":
@@ -41,7 +51,8 @@ class Documents:
         ends = (is_end.flatten().nonzero().flatten() + 1).to(torch.int32)
         size = 1 << len(ends).bit_length()
         filled = torch.cat([ends.new_zeros(1), ends, ends[-1:].expand(size - len(ends) - 1)])
-        return cls(tuple(ends.tolist()), filled.to(device, non_blocking=True), seq_len)
+        are_rows = len(ends) == len(documents)
+        return cls(tuple(ends.tolist()), filled.to(device, non_blocking=True), seq_len, are_rows)
 
 
 class SelfAttention(nn.Module):
@@ -50,12 +61,18 @@ class SelfAttention(nn.Module):
     cache_enabled = False
     """torchtune's decoder asks for a key-value cache; training has none."""
 
-    def __init__(self, stock: Any, backend: str) -> None:
-        """Takes over the parameters of torchtune's `MultiHeadAttention`."""
+    def __init__(self, stock: Any, backend: str, takes_rows: bool = False) -> None:
+        """Takes over the parameters of torchtune's `MultiHeadAttention`.
+
+        Args:
+            stock: that module.
+            backend: as `choose_backend` returns it.
+            takes_rows: whether rows of one document each go another, faster way: causal attention without documents.
+        """
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj = stock.q_proj, stock.k_proj, stock.v_proj
         self.output_proj, self.pos_embeddings = stock.output_proj, stock.pos_embeddings
-        self.head_dim, self._attend = stock.head_dim, _attention(backend)
+        self.head_dim, self._attend, self._takes_rows = stock.head_dim, _attention(backend), takes_rows
 
     def forward(self, x: torch.Tensor, _: Any, *, mask: Documents, input_pos: torch.Tensor) -> torch.Tensor:
         """Returns (batch, seq, embed_dim).
@@ -66,10 +83,28 @@ class SelfAttention(nn.Module):
             input_pos: (batch, seq), int64, position of each token in its document.
         """
         shape = (*x.shape[:2], -1, self.head_dim)
-        q = self.pos_embeddings(self.q_proj(x).view(shape), input_pos=input_pos)
-        k = self.pos_embeddings(self.k_proj(x).view(shape), input_pos=input_pos)
-        v = self.v_proj(x).view(shape)
-        return self.output_proj(self._attend(q, k, v, mask).flatten(2))
+        q, k, v = (projection(x).view(shape) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(self.pos_embeddings, input_pos, q, k)
+        attend_to = _whole_rows if self._takes_rows and mask.are_rows else self._attend
+        return self.output_proj(attend_to(q, k, v, mask).flatten(2))
+
+
+def rotate(embedding: Any, positions: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the tensors, each (batch, seq, heads, head_dim), rotated by their positions, computed in fp32.
+
+    Args:
+        embedding: torchtune's rotary embedding; neighbouring columns are a pair.
+        positions: (batch, seq), int64.
+        tensors: any float dtype, which the result has too.
+
+    Source: Su et al. 2021 (RoFormer), section 3.2.2, as a product of complex numbers.
+    """
+    if torch.compiler.is_compiling():  # the compiler has no complex numbers; it fuses the long form
+        return [embedding(tensor, input_pos=positions) for tensor in tensors]
+    turns = torch.view_as_complex(embedding.cache)[positions].unsqueeze(2)  # (batch, seq, 1, head_dim / 2)
+    pairs = (torch.view_as_complex(tensor.float().unflatten(-1, (-1, 2))) for tensor in tensors)
+    turned = (torch.view_as_real(pair * turns).flatten(-2) for pair in pairs)
+    return [new.type_as(old) for new, old in zip(turned, tensors, strict=True)]
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, backend: str) -> torch.Tensor:
@@ -110,15 +145,16 @@ def choose_backend(backend: str, device: str, precision: str, compiled: bool) ->
     return backend
 
 
-def use_own_attention(layers: nn.ModuleList, backend: str) -> None:
+def use_own_attention(layers: nn.ModuleList, backend: str, takes_rows: bool = False) -> None:
     """Replaces torchtune's attention in each layer, in place; the parameters keep their names.
 
     Args:
         layers: of torchtune's decoder; their `mask` is to be `Documents` from now on.
         backend: as `choose_backend` returns it.
+        takes_rows: whether rows of one document each are attended to without regard to documents.
     """
     for layer in layers:
-        layer.attn = SelfAttention(layer.attn, backend)
+        layer.attn = SelfAttention(layer.attn, backend, takes_rows)
 
 
 def _varlen_obstacle(device: str, precision: str) -> str | None:
@@ -176,6 +212,11 @@ def _per_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: 
     lengths = [end - start for start, end in zip((0, *documents.ends), documents.ends, strict=False)]
     parts = zip(*(t.flatten(0, 1).split(lengths) for t in (q, k, v)), strict=True)
     return torch.cat([_sdpa(*(t[None] for t in part), is_causal=True)[0] for part in parts]).view(shape)
+
+
+def _whole_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Documents) -> torch.Tensor:
+    with sdpa_kernel(WHOLE_ROW_KERNELS, set_priority=True):
+        return _sdpa(q, k, v, is_causal=True)
 
 
 def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents) -> torch.Tensor:

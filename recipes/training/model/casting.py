@@ -43,7 +43,7 @@ class GradientSums:
         self._sums: dict[nn.Parameter, torch.Tensor] = {}
         self.is_last = True
         for parameter in model.parameters():
-            if parameter.dtype != torch.float32:
+            if parameter.requires_grad and parameter.dtype != torch.float32:
                 parameter.register_post_accumulate_grad_hook(self._add)
 
     def _add(self, parameter: torch.Tensor) -> None:

@@ -16,7 +16,12 @@ from recipes.training.model.loss import IGNORE, summed_cross_entropy
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int, z_loss: float = 0.0
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    chunk: int,
+    z_loss: float = 0.0,
+    scratch: "Scratch | None" = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the objective to differentiate and the cross-entropy in it, both fp32 sums over the valid targets.
 
@@ -29,16 +34,19 @@ def linear_cross_entropy(
         targets: (batch, seq), int64; `IGNORE` is not counted.
         chunk: positions whose logits exist at once; 0 computes all at once, with autograd's own backward pass.
         z_loss: weight of the second term, which keeps the logits from drifting.
+        scratch: the same from step to step spares a CPU the time in which it clears new memory.
 
     Source: z-loss: Chowdhery et al. 2022 (PaLM), section 5, with 1e-4.
     """
     hidden, targets = hidden.flatten(0, 1), targets.flatten()
     if chunk:
         # on a GPU, counting the targets would wait for all work queued before; without data there is nothing to count
-        if not (hidden.is_cuda or isinstance(hidden, FakeTensor)):
+        is_counted = not (hidden.is_cuda or isinstance(hidden, FakeTensor))
+        if is_counted:
             rows = (targets != IGNORE).nonzero().squeeze(1)
             hidden, targets = (hidden, targets) if len(rows) == len(targets) else (hidden[rows], targets[rows])
-        objective, cross_entropy = _Chunked.apply(hidden, weight, targets, chunk, z_loss, torch.is_grad_enabled())
+        kept = (scratch or Scratch(), is_counted, torch.is_grad_enabled())
+        objective, cross_entropy = _Chunked.apply(hidden, weight, targets, chunk, z_loss, *kept)
         return objective, cross_entropy
     logits = F.linear(hidden, weight).float()
     cross_entropy = summed_cross_entropy(logits[None], targets[None])
@@ -46,6 +54,28 @@ def linear_cross_entropy(
         return cross_entropy, cross_entropy.detach()
     squares = torch.where(targets != IGNORE, logits.logsumexp(1) ** 2, 0)
     return cross_entropy + z_loss * squares.sum(), cross_entropy.detach()
+
+
+class Scratch:
+    """Memory of a chunk's logits that a CPU keeps from step to step.
+
+    Beyond 32 MiB the C library gives memory back when it is freed, and the system clears every page of the next piece:
+    for logits, a third of the time of their matrix product. A GPU's allocator keeps memory by itself.
+    """
+
+    def __init__(self) -> None:
+        """Holds nothing yet."""
+        self._kept: dict[torch.dtype, torch.Tensor] = {}
+
+    def take(self, rows: int, columns: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Returns a matrix, (rows, columns), without values, valid until the next call with this dtype."""
+        if like.device.type != "cpu" or isinstance(like, FakeTensor):
+            return like.new_empty(rows, columns, dtype=dtype)
+        size = rows * columns
+        if dtype not in self._kept or self._kept[dtype].numel() < size:
+            with torch.inference_mode(False):  # or else no later training step could write to it
+                self._kept[dtype] = like.new_empty(size, dtype=dtype)
+        return self._kept[dtype][:size].view(rows, columns)
 
 
 class _Chunked(torch.autograd.Function):
@@ -57,21 +87,27 @@ class _Chunked(torch.autograd.Function):
         targets: torch.Tensor,
         chunk: int,
         z_loss: float,
+        scratch: Scratch,
+        all_count: bool,
         is_training: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs_hidden, needs_weight = (is_training and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_weight else None
         sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), chunk):
+        shape = (min(chunk, len(hidden)), len(weight))
+        products = scratch.take(*shape, weight, weight.dtype)
+        values = products if weight.dtype == torch.float32 else scratch.take(*shape, weight, torch.float32)
+        for start in range(0, max(1, len(hidden)), chunk):
             rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ weight.t()).float()
-            sums += _loss_and_gradient(logits, targets[rows], z_loss)
-            gradient = logits.to(weight.dtype)
+            product = torch.mm(hidden[rows], weight.t(), out=products[: len(hidden[rows])])
+            logits = product if values is products else values[: len(product)].copy_(product)
+            sums += _loss_and_gradient(logits, targets[rows], z_loss, all_count)
+            gradient = product if values is products else product.copy_(logits)
             if grad_hidden is not None:
                 torch.mm(gradient, weight, out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight += gradient.t() @ hidden[rows]
+                _add_product(grad_weight, gradient.t(), hidden[rows], is_first=start == 0)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         objective, cross_entropy = sums[0].clone(), sums[1].clone()  # FSDP hooks no views
@@ -85,21 +121,30 @@ class _Chunked(torch.autograd.Function):
         # in place: a second backward pass over the same graph finds them changed, and autograd refuses it
         hidden = None if grad_hidden is None else grad_hidden.mul_(grads[0])
         weight = None if grad_weight is None else grad_weight.mul_(grads[0]).to(ctx.weight_dtype)
-        return hidden, weight, None, None, None, None
+        return hidden, weight, None, None, None, None, None, None
 
 
-def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, z_loss: float) -> torch.Tensor:
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, is_first: bool) -> None:
+    """Adds a product to `total`, fp32, which before the first holds no values."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right, beta=0 if is_first else 1)
+    elif is_first:
+        total.copy_(left @ right)
+    else:
+        total += left @ right
+
+
+def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, z_loss: float, all_count: bool) -> torch.Tensor:
     """Turns fp32 logits, (positions, vocab), into their gradient; returns objective and cross-entropy, (2,)."""
     is_valid = (targets != IGNORE).unsqueeze(1)
     index = torch.where(is_valid, targets.unsqueeze(1), 0)
-    largest = logits.amax(dim=1, keepdim=True)
-    logits -= largest
-    of_target = logits.gather(1, index)
-    total = logits.exp_().sum(dim=1, keepdim=True)
-    log_total = total.log()
-    cross_entropy = torch.where(is_valid, log_total - of_target, 0).sum()
-    log_partition = log_total + largest
+    largest, of_target = logits.amax(dim=1, keepdim=True), logits.gather(1, index)
+    probabilities = torch.softmax(logits, dim=1, out=logits)
+    # the largest probability is 1 / sum(exp(logits - largest)), and never so small that its logarithm is not finite
+    log_partition = largest - probabilities.amax(dim=1, keepdim=True).log()
+    cross_entropy = torch.where(is_valid, log_partition - of_target, 0).sum()
     penalty = torch.where(is_valid, z_loss * log_partition**2, 0).sum()
-    logits *= torch.where(is_valid, (1 + 2 * z_loss * log_partition) / total, 0)
-    logits.scatter_add_(1, index, -is_valid.float())
+    if z_loss or not all_count:
+        probabilities *= torch.where(is_valid, 1 + 2 * z_loss * log_partition, 0)
+    probabilities.scatter_add_(1, index, -is_valid.float())
     return torch.stack([cross_entropy + penalty, cross_entropy])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torchtune.models.llama3._component_builders import llama3
 from torchtune.models.llama3_1._component_builders import llama3_1
 from torchtune.models.llama3_2._component_builders import llama3_2
@@ -18,11 +19,14 @@ from configs.loader import ConfigError
 from data_prep.hf_directory import ModelDirectory
 from recipes.training.distributed import World
 from recipes.training.model.activations import spare_activations
+from recipes.training.model.adapters import add_adapters
 from recipes.training.model.attention import choose_backend, use_own_attention
 from recipes.training.model.casting import GradientSums
-from recipes.training.model.cross_entropy import linear_cross_entropy
+from recipes.training.model.compiling import compile_layers
+from recipes.training.model.cross_entropy import Scratch, linear_cross_entropy
 from recipes.training.model.float8 import use_float8
 from recipes.training.model.layout import LayoutSettings, spread
+from recipes.training.model.tensor_parallel import vocabulary_cross_entropy
 
 
 @dataclass
@@ -152,6 +156,8 @@ class Decoder(TransformerDecoder):
 
     gradient_sums: GradientSums
     """Of a model that is not sharded."""
+    scratch: Scratch
+    """Of the loss."""
 
     def set_requires_gradient_sync(self, is_last: bool) -> None:
         """Says whether the next micro-batch is the step's last; FSDP2's own takes its place when sharded."""
@@ -182,8 +188,11 @@ class Decoder(TransformerDecoder):
             hidden = layer(hidden, **inputs)
         owner = self.output if isinstance(self.output, nn.Linear) else self.tok_embeddings
         hidden = self.norm(hidden)
-        # the weight is whole here: FSDP gathers it with the root module, until the backward pass is through
-        return linear_cross_entropy(hidden, owner.weight.to(hidden.dtype), targets, loss_chunk, z_loss)
+        # FSDP gathers the weight with the root module, until the backward pass is through
+        weight = owner.weight.to(hidden.dtype)
+        if isinstance(weight, DTensor):  # and then it is still split by tensor parallelism
+            return vocabulary_cross_entropy(hidden, weight, targets, loss_chunk, z_loss)
+        return linear_cross_entropy(hidden, weight, targets, loss_chunk, z_loss, self.scratch)
 
 
 def build_model(architecture: Architecture) -> Decoder:
@@ -207,7 +216,9 @@ def build_model(architecture: Architecture) -> Decoder:
     else:
         built = llama3(**arguments)
     names = ("tok_embeddings", "layers", "max_seq_len", "num_heads", "head_dim", "norm", "output")
-    return Decoder(**{name: getattr(built, name) for name in names})
+    model = Decoder(**{name: getattr(built, name) for name in names})
+    model.scratch = Scratch()
+    return model
 
 
 def build_sharded_model(architecture: Architecture, world: World, *modes: Any, **keys: Any) -> Decoder:
@@ -228,10 +239,12 @@ def lay_out(
     compiled: bool = False,
     *,
     attention: str = "auto",
+    cuda_graphs: bool = False,
     float8: str | None = None,
-    layout: Any = LayoutSettings,
+    layout: LayoutSettings | None = None,
+    adapter: Any = None,
 ) -> Decoder:
-    """Builds on the meta device: the decoder -> attention -> float8 -> activation checkpointing -> compile -> sharding.
+    """Builds on the meta device: decoder -> adapters -> attention -> float8 -> checkpointing -> compile -> sharding.
 
     Args:
         architecture: the decoder's shape.
@@ -241,21 +254,25 @@ def lay_out(
         storage: dtype in which parameters are stored and updated.
         compiled: whether each layer is compiled.
         attention: one of `attention.BACKENDS`; the model's `mask` is `Documents`.
+        cuda_graphs: whether compiled layers are replayed as graphs.
         float8: recipe of the layers' matrix products, or None.
-        layout: `LayoutSettings`.
+        layout: how it is spread; None: as the defaults say.
+        adapter: `AdapterSettings`; None: all learns. With one `storage` is the dtype of what does not learn.
     """
     # torchtune's RMSNorm computes in fp32 with a bf16 scale; torch says at each run that it takes the unfused kernel
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     with torch.device("meta"):
         model = build_model(architecture).to(storage)
-    use_own_attention(model.layers, choose_backend(attention, world.device.type, precision, compiled))
+    if adapter:
+        add_adapters(model, adapter)
+    backend = choose_backend(attention, world.device.type, precision, compiled)
+    use_own_attention(model.layers, backend, takes_rows=attention == "auto")
     if float8:
         use_float8(model.layers, float8)
     spare_activations(model.layers, activations)
     if compiled:
-        for layer in model.layers:
-            layer.compile(fullgraph=True)
-    spread(model, world, precision, layout)
+        compile_layers(model, cuda_graphs)
+    spread(model, world, precision, layout or LayoutSettings())
     return model
 
 

@@ -1,4 +1,4 @@
-"""How a model is spread over the ranks: FSDP2 over all of them or over groups, and nothing on a single one."""
+"""How a model is spread over the ranks: FSDP2, in groups, tensor parallelism; nothing of it on a single one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from recipes.training.distributed import World
 from recipes.training.model.casting import cast_in_forward
+from recipes.training.model.tensor_parallel import split_model
 
 
 @dataclass
@@ -27,6 +28,9 @@ class LayoutSettings:
     reduce_every_micro_batch: bool = False
     """Whether gradients are reduced behind every micro-batch: they never lie whole on a rank, 4 bytes a parameter
     less, and are sent as often as there are micro-batches."""
+    tensor_parallel: int = 1
+    """Neighbouring ranks that share each matrix and compute the same sequences together; they talk four times a layer,
+    so keep them within a node. 1: each rank computes sequences of its own."""
 
 
 def layout_problems(layout: Any, stored: torch.dtype) -> list[str]:
@@ -34,6 +38,10 @@ def layout_problems(layout: Any, stored: torch.dtype) -> list[str]:
     problems = []
     if layout.replicas < 1:
         problems.append(f"layout.replicas: {layout.replicas} is below 1; 1 shards over all ranks; set it to 1 or more")
+    if layout.tensor_parallel < 1:
+        problems.append(
+            f"layout.tensor_parallel: {layout.tensor_parallel} is below 1; 1 shares no matrix; set it to 1 or more"
+        )
     if layout.prefetch_layers < 0:
         problems.append(f"layout.prefetch_layers: {layout.prefetch_layers} is negative; set it to 0 or more")
     if layout.reduce_every_micro_batch and stored != torch.float32:
@@ -46,13 +54,23 @@ def layout_problems(layout: Any, stored: torch.dtype) -> list[str]:
 
 def world_problems(layout: Any, world_size: int) -> list[str]:
     """Returns why `world_size` ranks cannot be laid out so."""
-    if world_size % layout.replicas:
-        fitting = [n for n in range(1, world_size + 1) if world_size % n == 0]
+    shared, groups = layout.tensor_parallel, world_size // layout.tensor_parallel
+    if world_size % shared:
         return [
-            f"layout.replicas: {layout.replicas} do not divide {world_size} ranks; every replica needs as many; "
-            f"set one of {', '.join(map(str, fitting))}, or start other ranks"
+            f"layout.tensor_parallel: {shared} do not divide {world_size} ranks; every group needs as many; "
+            f"set one of {_divisors(world_size)}, or start other ranks"
+        ]
+    if groups % layout.replicas:
+        told = f"{world_size} ranks" if shared == 1 else f"the {groups} groups of layout.tensor_parallel={shared}"
+        return [
+            f"layout.replicas: {layout.replicas} do not divide {told}; every replica needs as many; "
+            f"set one of {_divisors(groups)}, or start other ranks"
         ]
     return []
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 def spread(model: nn.Module, world: World, precision: str, layout: Any) -> None:
@@ -72,9 +90,15 @@ def spread(model: nn.Module, world: World, precision: str, layout: Any) -> None:
         if precision == "bf16" and next(model.parameters()).dtype == torch.float32:
             cast_in_forward(model)
         return
-    compute = torch.bfloat16 if precision == "bf16" else torch.float32
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    assert world.tensor_parallel == layout.tensor_parallel, f"{world}, but {layout}"
     mesh, layers = device_mesh(world, layout.replicas), list(model.layers)  # type: ignore[arg-type]
+    if layout.tensor_parallel > 1:
+        split_model(model, mesh["tensor"])
+        mesh = mesh["replica", "shard"] if layout.replicas > 1 else mesh["shard"]
+    compute: torch.dtype | None = torch.bfloat16 if precision == "bf16" else torch.float32
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        compute = None  # the base is stored in it, and adapters, which are small, are gathered in fp32
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=layout.reshard_after_forward)
     fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -91,8 +115,9 @@ def spread(model: nn.Module, world: World, precision: str, layout: Any) -> None:
 
 
 def device_mesh(world: World, replicas: int) -> DeviceMesh:
-    """Returns the mesh of all ranks, with the replicas as its first dimension if there are several."""
-    if replicas == 1:
+    """Returns the mesh of all ranks: replicas if there are several, shards, and last who shares a matrix, if any do."""
+    sizes = {"replica": replicas, "shard": world.data_size // replicas, "tensor": world.tensor_parallel}
+    kept = {name: size for name, size in sizes.items() if name == "shard" or size > 1}
+    if len(kept) == 1:
         return world.mesh
-    shape = (replicas, world.size // replicas)
-    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replica", "shard"))
+    return init_device_mesh(world.device.type, tuple(kept.values()), mesh_dim_names=tuple(kept))

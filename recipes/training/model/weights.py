@@ -7,7 +7,7 @@ k_proj are permuted between the two.
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -74,14 +74,22 @@ def load(model: nn.Module, directory: ModelDirectory, architecture: Architecture
     Raises:
         ConfigError: a tensor is missing or has another shape or dtype; all of them at once.
     """
-    parameters = dict(model.named_parameters())
-    _check_tensors(parameters, directory)
+    fill(dict(model.named_parameters()), directory, architecture)
+
+
+def fill(parameters: Mapping[str, nn.Parameter], directory: ModelDirectory, architecture: Architecture) -> None:
+    """Fills some parameters of the model as `load` does, given by their torchtune names.
+
+    Raises:
+        ConfigError: as of `load`.
+    """
+    check_tensors(parameters, directory)
     found = [(directory.tensors[hf_name(name)], name) for name in parameters]
     for entry, name in sorted(found, key=lambda pair: (pair[0].file, pair[0].start)):
         parameter = parameters[name]
         rows = rotary_rows(name, parameter.shape[0], architecture)
         with entry.file.open("rb", buffering=0) as stream:
-            _fill(parameter, partial(_read_rows, stream.fileno(), entry, rows))
+            fill_rows(parameter, partial(_read_rows, stream.fileno(), entry, rows, own_columns(parameter)))
 
 
 def initialise(model: TransformerDecoder, seed: int) -> None:
@@ -100,12 +108,12 @@ def initialise(model: TransformerDecoder, seed: int) -> None:
             into_residual = "output_proj" in name or ".w2." in name
             std = 1 / math.sqrt(parameter.shape[1] * (2 * num_layers if into_residual else 1))
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            full = torch.empty(parameter.shape).normal_(std=std, generator=generator)
+            full = torch.empty(parameter.shape).normal_(std=std, generator=generator)[:, own_columns(parameter)]
 
         def rows(start: int, stop: int, full: torch.Tensor = full) -> torch.Tensor:
             return full[start:stop]
 
-        _fill(parameter, rows)
+        fill_rows(parameter, rows)
 
 
 def write_hf(
@@ -134,7 +142,19 @@ def write_hf(
     writer.finish()
 
 
-def _check_tensors(parameters: dict[str, nn.Parameter], directory: ModelDirectory) -> None:
+def read_matrix(name: str, shape: torch.Size, directory: ModelDirectory, architecture: Architecture) -> torch.Tensor:
+    """Returns the whole tensor of a torchtune parameter, of that shape, in the dtype of the file."""
+    parameter = nn.Parameter(torch.empty(shape, dtype=TORCH_DTYPES[directory.tensors[hf_name(name)].dtype]))
+    fill({name: parameter}, directory, architecture)
+    return parameter.data
+
+
+def check_tensors(parameters: Mapping[str, torch.Tensor], directory: ModelDirectory) -> None:
+    """Checks that a directory holds tensors of these torchtune names and shapes.
+
+    Raises:
+        ConfigError: a tensor is missing or has another shape or dtype; all of them at once.
+    """
     problems = []
     for name, parameter in parameters.items():
         entry = directory.tensors.get(hf_name(name))
@@ -151,13 +171,16 @@ def _check_tensors(parameters: dict[str, nn.Parameter], directory: ModelDirector
         raise ConfigError(directory.path, problems)
 
 
-def _read_rows(file: int, entry: TensorEntry, rows: np.ndarray | None, start: int, stop: int) -> torch.Tensor:
-    """Returns rows of a tensor, (stop - start, ...), in the dtype of the file.
+def _read_rows(
+    file: int, entry: TensorEntry, rows: np.ndarray | None, columns: slice, start: int, stop: int
+) -> torch.Tensor:
+    """Returns rows of a tensor, (stop - start, columns), in the dtype of the file.
 
     Args:
         file: descriptor of the open file.
         entry: the tensor.
         rows: for each of our rows its row in the file; None when they are the same.
+        columns: that are wanted; without a start, all.
         start: of our rows.
         stop: of our rows.
 
@@ -167,13 +190,18 @@ def _read_rows(file: int, entry: TensorEntry, rows: np.ndarray | None, start: in
     wanted = np.arange(start, stop) if rows is None else rows[start:stop]
     ascending = np.sort(wanted)
     row_bytes = entry.num_bytes // entry.shape[0]
-    block = np.empty((len(wanted), row_bytes), dtype=np.uint8)
-    breaks = [0, *(np.flatnonzero(np.diff(ascending) != 1) + 1).tolist(), len(wanted)]
+    if columns.start is None:
+        first, width, breaks = 0, row_bytes, [0, *(np.flatnonzero(np.diff(ascending) != 1) + 1).tolist(), len(wanted)]
+    else:  # a part of each row: one read a row, as what lies between them is several times more
+        bounds = [edge * row_bytes // entry.shape[1] for edge in (columns.start, columns.stop)]
+        first, width, breaks = bounds[0], bounds[1] - bounds[0], list(range(len(wanted) + 1))
+    block = np.empty((len(wanted), width), dtype=np.uint8)
     for begin, end in itertools.pairwise(breaks):
-        _read_into(file, block[begin:end].data.cast("B"), entry.start + int(ascending[begin]) * row_bytes, entry)
+        offset = entry.start + int(ascending[begin]) * row_bytes + first
+        _read_into(file, block[begin:end].data.cast("B"), offset, entry)
     if rows is not None:
         block = block[np.searchsorted(ascending, wanted)]
-    return torch.from_numpy(block).view(TORCH_DTYPES[entry.dtype]).reshape(len(wanted), *entry.shape[1:])
+    return torch.from_numpy(block).view(TORCH_DTYPES[entry.dtype]).reshape(len(wanted), *(-1 for _ in entry.shape[1:]))
 
 
 def _read_into(file: int, buffer: memoryview, offset: int, entry: TensorEntry) -> None:
@@ -185,18 +213,33 @@ def _read_into(file: int, buffer: memoryview, offset: int, entry: TensorEntry) -
         buffer, offset = buffer[count:], offset + count
 
 
-def _fill(parameter: nn.Parameter, read: Callable[[int, int], torch.Tensor]) -> None:
-    """Copies rows `read(start, stop)` of the whole tensor into this rank's part of it, a block at a time."""
-    local, shape, offset = parameter.data, tuple(parameter.shape), (0,) * parameter.dim()
+def own_columns(parameter: nn.Parameter) -> slice:
+    """Returns the columns of the whole matrix that this rank holds; `slice(None)` for all of them."""
+    shape, offset = _own_part(parameter)
+    if len(shape) < 2 or shape[1] == parameter.shape[1] or 0 in shape:
+        return slice(None)
+    return slice(offset[1], offset[1] + shape[1])
+
+
+def fill_rows(parameter: nn.Parameter, read: Callable[[int, int], torch.Tensor]) -> None:
+    """Copies rows `read(start, stop)` of the whole tensor, each with `own_columns`, into this rank's part of it.
+
+    That is done a block at a time.
+    """
+    local, (shape, offset) = parameter.data, _own_part(parameter)
     if isinstance(parameter, DTensor):
         local = parameter.to_local().data
-        shape, offset = compute_local_shape_and_global_offset(
-            parameter.shape, parameter.device_mesh, parameter.placements
-        )
     if 0 in shape:
         return
-    row_bytes = parameter.numel() // parameter.shape[0] * 4  # at most, in a file
+    row_bytes = math.prod(shape[1:]) * 4  # at most, in a file
     step = max(1, BLOCK_BYTES // row_bytes)
     for start in range(0, shape[0], step):
         stop = min(start + step, shape[0])
         local[start:stop].copy_(read(offset[0] + start, offset[0] + stop))
+
+
+def _own_part(parameter: nn.Parameter) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the shape of this rank's part of a tensor, and where in the whole it begins."""
+    if not isinstance(parameter, DTensor):
+        return tuple(parameter.shape), (0,) * parameter.dim()
+    return compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)

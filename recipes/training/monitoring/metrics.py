@@ -1,5 +1,6 @@
 """A run's folder: what it was started with, and what it measured."""
 
+import functools
 import json
 import math
 import platform
@@ -13,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data_prep.lineage import commit, write_json
+from data_prep.lineage import commit, whole_file, write_json
 from recipes.training.monitoring.tracking import Tracker
 
 PACKAGES = ("torch", "torchtune", "torchao", "numpy", "safetensors", "omegaconf")
 
 
+@functools.cache  # each save states them; the code that runs is that of the start
 def versions() -> dict[str, str]:
     """Returns the commit and the versions of Python and the packages a result depends on."""
     return {"commit": commit(), "python": platform.python_version()} | {name: version(name) for name in PACKAGES}
@@ -58,7 +60,8 @@ class Metrics:
         path = folder / "metrics.jsonl"
         rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [row for row in rows if _is_kept(row, start_step, repeats_validation)]
-        path.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+        with whole_file(path) as partial:  # a kill, or a full disk, must not take the history with it
+            partial.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
         self._tracker = tracker

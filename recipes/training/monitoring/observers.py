@@ -1,7 +1,7 @@
 """What looks at a run without changing it: metrics, rates, held-out text, the profiler."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,15 @@ class Observers:
             tokens = {f"tokens/{source}": count for source, count in self.data.tokens(step).items()}
             self.metrics.log_step(step, result.metrics | self.throughput.of_step(seconds) | tokens)
 
-    def validate(self, run: Run, stop: Sequence[int]) -> bool:
-        """Scores the held-out text if that is due; returns False when a rank was asked to stop meanwhile."""
+    def validation_is_due(self, step: int) -> bool:
+        """Whether held-out text is to be scored behind a step."""
+        return self.validation is not None and self.validation.is_due(step)
+
+    def validate(self, run: Run, stop: object) -> bool:
+        """Scores the held-out text if that is due; returns False when a rank was asked to stop meanwhile.
+
+        `stop` is true when this rank is asked to stop; it is looked at before each batch.
+        """
         if self.validation is None or not self.validation.is_due(run.step):
             return True
         values = self.validation.run(run.model, self.cfg, self.world, run.step, stop)

@@ -44,7 +44,7 @@ class Throughput:
     @classmethod
     def of(cls, cfg: DictConfig, architecture: Architecture, world: World) -> "Throughput":
         """Reads it from `TrainSettings`."""
-        flops = flops_per_token(architecture, cfg.seq_len)
+        flops = flops_per_token(architecture, cfg.seq_len, is_frozen=cfg.get("adapter") is not None)
         return cls(cfg.global_batch_tokens, world.size, flops, cfg.peak_tflops or known_peak(world.device))
 
     def of_step(self, seconds: float) -> dict[str, float]:

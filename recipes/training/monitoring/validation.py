@@ -63,6 +63,11 @@ class Validation:
         self._loaders: list[Batches] = []
 
     @property
+    def texts(self) -> Sequence[HeldOut]:
+        """Returns what is scored."""
+        return self._texts
+
+    @property
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run goes on with, as plain values."""
         return {
@@ -88,7 +93,7 @@ class Validation:
         return not self._baseline or step % self._settings.every_steps == 0 or step == self._steps
 
     def run(
-        self, model: nn.Module, cfg: DictConfig, world: World, step: int, stop: Sequence[int]
+        self, model: nn.Module, cfg: DictConfig, world: World, step: int, stop: object
     ) -> dict[str, float] | None:
         """Scores all texts; every rank must call it.
 
@@ -97,7 +102,7 @@ class Validation:
             cfg: `TrainSettings`.
             world: the ranks.
             step: steps that are done.
-            stop: not empty when this rank is asked to stop, which all ranks then do before the next batch.
+            stop: true when this rank is asked to stop, which all ranks then do before the next batch.
 
         Returns:
             For each text `validation/NAME/loss` in nats a token, `.../bits_per_byte` and `.../rise` over the first
@@ -134,26 +139,26 @@ class Validation:
 
 def batches_of(text: HeldOut, micro_batch: int, world: World) -> Batches:
     """Returns this rank's share of a text, one micro-batch a round."""
-    order = SampleOrder([Stage(0, (Fraction(1),))], micro_batch * world.size, seed=0)
-    return Batches([text], order, micro_batch, world.rank, world.size)
+    order = SampleOrder([Stage(0, (Fraction(1),))], micro_batch * world.data_size, seed=0)
+    return Batches([text], order, micro_batch, world.data_rank, world.data_size)
 
 
 def score(
-    model: nn.Module, text: HeldOut, loader: Batches, cfg: DictConfig, world: World, stop: Sequence[int]
+    model: nn.Module, text: HeldOut, loader: Batches, cfg: DictConfig, world: World, stop: object
 ) -> tuple[float, int] | None:
     """Returns the text's cross-entropy in nats and its targets, summed over all ranks; None when asked to stop."""
     nats, targets = torch.zeros((), dtype=torch.float64, device=world.device), 0
-    rounds = range(math.ceil(text.num_sequences / (cfg.micro_batch * world.size)))
+    rounds = range(math.ceil(text.num_sequences / (cfg.micro_batch * world.data_size)))
     hidden = world.rank != 0 or not sys.stderr.isatty()
     for number in tqdm(rounds, desc=f"validation {text.name}", unit="batch", leave=False, disable=hidden):
-        if int(sum_over_ranks(torch.tensor(len(stop)))):
+        if int(sum_over_ranks(torch.tensor(int(bool(stop))))):
             return None
         for batch in loader.micro_batches(number, world.device):
             with torch.no_grad():
                 nats += losses_of(model, batch, cfg.loss_chunk)[1]
             targets += batch.num_targets
     sums = torch.stack([nats, torch.tensor(float(targets), dtype=torch.float64).to(world.device)])
-    total, count = sum_over_ranks(sums).tolist()
+    total, count = (sum_over_ranks(sums) / world.tensor_parallel).tolist()  # such ranks scored the same
     return total, int(count)
 
 

@@ -25,6 +25,13 @@ def storage_dtype(node: DictConfig) -> torch.dtype:
     return torch.bfloat16 if keeps_updates else torch.float32
 
 
+def weights_dtype(cfg: DictConfig) -> torch.dtype:
+    """Returns the dtype in which a run stores the model: of what learns by its optimizer, else of the computation."""
+    if cfg.adapter:
+        return torch.bfloat16 if cfg.precision == "bf16" else torch.float32
+    return storage_dtype(cfg.optimizer)
+
+
 def optimizer_layout(cfg: DictConfig) -> str:
     """Returns what two runs must share for one to load the other's optimizer state."""
     stored = str(storage_dtype(cfg.optimizer)).removeprefix("torch.")
@@ -42,13 +49,15 @@ def optimizer_problems(cfg: DictConfig) -> list[str]:
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Instantiates the optimizer over groups: matrices, norm scales without weight decay, and with `embedding_lr`
-    a third one of the token embeddings and the output layer.
+    """Instantiates the optimizer over groups of the parameters that learn.
+
+    They are the matrices; the norms' scales, without weight decay; and with `embedding_lr` a third one, of the token
+    embeddings and the output layer.
 
     Args:
         cfg: `TrainSettings`, checked.
         model: its parameters are stored as `storage_dtype` says.
-    """  # noqa: D205
+    """
     own = EMBEDDINGS if cfg.embedding_lr is not None else ()
     trained = [(plain_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -94,6 +103,9 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         kind = resolve(node[COMPONENT])
     except ImportError:
         return  # the loader has named it
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        yield f"{node[COMPONENT]} is no optimizer; a subclass of torch.optim.Optimizer is expected; name one"
+        return
     if cfg.precision == "fp32" and storage_dtype(node) == torch.bfloat16:
         yield (
             f"{node[COMPONENT]} stores the parameters in bf16 with precision=fp32; fp32 computation needs fp32 "

@@ -33,9 +33,9 @@ def dry_run(cfg: DictConfig, architecture: Architecture, world_size: int) -> dic
         world_size: ranks to pretend; no other process is needed.
     """
     accumulates = not cfg.layout.reduce_every_micro_batch
-    accumulates &= cfg.global_batch_tokens > cfg.seq_len * cfg.micro_batch * world_size
+    accumulates &= cfg.global_batch_tokens > cfg.seq_len * cfg.micro_batch * (world_size // cfg.layout.tensor_parallel)
     mode = "full" if cfg.activation_checkpointing not in ("none", "selective") else cfg.activation_checkpointing
-    with fake_world(world_size) as world:
+    with fake_world(world_size, cfg.layout.tensor_parallel) as world:
         storage = storage_dtype(cfg.optimizer)
         model = lay_out(architecture, world, cfg.precision, mode, storage, attention="per_document", layout=cfg.layout)
         batch = collate([Sample.empty(cfg.seq_len)] * cfg.micro_batch)
@@ -61,10 +61,11 @@ def _backward(model: Decoder, cfg: DictConfig, batch: Batch, is_last: bool) -> N
 
 
 @contextmanager
-def fake_world(size: int) -> Iterator[World]:
+def fake_world(size: int, tensor_parallel: int = 1) -> Iterator[World]:
     """Yields rank 0 of `size` ranks whose collectives do nothing; no process group may exist."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
     try:
-        yield World(0, size, torch.device("cpu"), init_device_mesh("cpu", (size,), mesh_dim_names=("data",)))
+        mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("data",))
+        yield World(0, size, torch.device("cpu"), mesh, tensor_parallel)
     finally:
         dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from configs.loader import ConfigError, instantiate
 from recipes.training.model.attention import choose_backend
 from recipes.training.model.decoder import Architecture, build_model, stated_architecture
 from recipes.training.model.layout import world_problems
+from recipes.training.model.tensor_parallel import tensor_parallel_problems
 from recipes.training.optimization.optimizer import storage_dtype
+from recipes.training.planning.adapters import adapter_line, adapter_memory
+from recipes.training.planning.communication import bytes_per_step, bytes_per_token
 from recipes.training.planning.footprint import (
     COMPUTE_BYTES,
     GIB,
@@ -62,14 +66,23 @@ def compute_plan(cfg: DictConfig) -> str:
         cfg: `TrainSettings`, checked; of the weights only the shape is needed, see `stated_architecture`.
 
     Raises:
-        ConfigError: nothing states the shape.
+        ConfigError: nothing states the shape, or `layout.tensor_parallel` does not divide it.
     """
     model, precision = stated_architecture(cfg.weights, cfg.model), bytes_per_parameter(cfg)
+    if problems := tensor_parallel_problems(cfg.layout.tensor_parallel, model):
+        raise ConfigError("layout", problems)
     lines = [*_model_lines(cfg, model, precision), "", *aligned(_columns(cfg, model, precision), 1)]
     lines.append(
         f"GiB of one GPU at its peak; {cfg.estimate.tflops:g} TFLOP/s is assumed, and that communication hides behind "
         "computation; documents shorter than a sequence need less"
     )
+    if cfg.layout.tensor_parallel > 1:
+        compute = COMPUTE_BYTES[cfg.precision]
+        of_token = bytes_per_token(model, compute, cfg.layout.tensor_parallel, cfg.activation_checkpointing)
+        lines.append(
+            f"tensor_parallel={cfg.layout.tensor_parallel}: of each token that its group computes, a GPU sends "
+            f"{of_token / 2**20:.2f} MiB in sums that computation waits for"
+        )
     if cfg.estimate.dry_run_ranks:
         lines += ["", *_dry_run_lines(cfg, model, precision)]
     return "\n".join(lines)
@@ -80,17 +93,39 @@ def memory(
 ) -> dict[str, int]:
     """Returns the bytes that one GPU of `world_size` needs, by part."""
     tokens = cfg.seq_len * micro_batch
-    return memory_by_part(
-        model,
+    if cfg.adapter:
+        count = partial(adapter_memory, model, cfg.adapter)
+    else:
+        count = partial(memory_by_part, model, tensor_parallel=cfg.layout.tensor_parallel)
+    groups = world_size // cfg.layout.tensor_parallel
+    return count(
         precision,
-        shards=world_size // cfg.layout.replicas,
+        shards=groups // cfg.layout.replicas,
         tokens=tokens,
-        accumulates=not cfg.layout.reduce_every_micro_batch and cfg.global_batch_tokens > tokens * world_size,
+        accumulates=not cfg.layout.reduce_every_micro_batch and cfg.global_batch_tokens > tokens * groups,
         activations=cfg.activation_checkpointing,
         compiled=cfg.compile,
         loss_chunk=cfg.loss_chunk,
         keeps_gathered=not cfg.layout.reshard_after_forward,
     )
+
+
+def sent_bytes(cfg: DictConfig, model: Architecture, world_size: int) -> dict[str, float]:
+    """Returns what one GPU of `world_size` sends in a step: to share matrices, and of weights and gradients."""
+    ranks, compute = cfg.layout.tensor_parallel, COMPUTE_BYTES[cfg.precision]
+    groups = world_size // ranks
+    micro_batches = max(1, cfg.global_batch_tokens // (cfg.seq_len * cfg.micro_batch * groups))
+    of_token = bytes_per_token(model, compute, ranks, cfg.activation_checkpointing)
+    weights = bytes_per_step(
+        model,
+        compute,
+        ranks=ranks,
+        shards=groups // cfg.layout.replicas,
+        replicas=cfg.layout.replicas,
+        gathers=micro_batches * (2 if cfg.layout.reshard_after_forward else 1),
+        reductions=micro_batches if cfg.layout.reduce_every_micro_batch else 1,
+    )
+    return {"sums": of_token * cfg.global_batch_tokens / groups, "weights": weights}
 
 
 def bytes_per_parameter(cfg: DictConfig) -> Precision:
@@ -118,12 +153,16 @@ def _model_lines(cfg: DictConfig, model: Architecture, precision: Precision) -> 
         built = sum(p.numel() for p in build_model(model).parameters())
     counts = parameter_counts(model)
     assert built == sum(counts.values()), f"the model has {built} parameters, by parts they are {counts}"
-    told = flops_per_token(model, cfg.seq_len)
-    executed = executed_flops_per_token(model, cfg.seq_len, cfg.activation_checkpointing)
+    is_frozen = cfg.adapter is not None
+    told = flops_per_token(model, cfg.seq_len, is_frozen)
+    executed = executed_flops_per_token(model, cfg.seq_len, cfg.activation_checkpointing, is_frozen)
     backend = choose_backend("auto" if cfg.attention == "varlen" else cfg.attention, "cuda", cfg.precision, cfg.compile)
+    adapters = [adapter_line(model, cfg.adapter, precision, cfg.precision)] if cfg.adapter else []
     return [
         f"{built:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in counts.items() if count),
-        f"bytes each: {precision.stored} stored, {precision.gradient} gradient, {precision.optimizer:.4g} optimizer "
+        *adapters,
+        f"bytes of each{' that learns' if adapters else ''}: {precision.stored} stored, {precision.gradient} gradient, "
+        f"{precision.optimizer:.4g} optimizer "
         f"({cfg.optimizer['_component_']}); computed in {cfg.precision}{_float8(cfg)}, attention={backend} on a GPU",
         f"GFLOP a token, sequence {cfg.seq_len:,}: {told['full'] / 1e9:.2f} with attention over the whole square, "
         f"{told['causal'] / 1e9:.2f} causal; {executed / 1e9:.2f} computed with activation_checkpointing="
@@ -138,6 +177,8 @@ def _float8(cfg: DictConfig) -> str:
 def _columns(cfg: DictConfig, model: Architecture, precision: Precision) -> list[list[str]]:
     sizes = list(cfg.estimate.world_sizes)
     possible = [size for size in sizes if not world_problems(cfg.layout, size)]
+    shared = cfg.layout.tensor_parallel
+    told_sent = [] if cfg.adapter else ["weights", "sums"] if shared > 1 else ["weights"]
     parts = {size: memory(cfg, model, precision, size, cfg.micro_batch) for size in possible}
 
     def row(name: str, tell: Callable[[int], str]) -> list[str]:
@@ -145,12 +186,16 @@ def _columns(cfg: DictConfig, model: Architecture, precision: Precision) -> list
 
     names = list(parts[possible[0]]) if possible else []
     limit = cfg.estimate.gpu_memory_gib * GIB
-    rate = cfg.estimate.tflops * 1e12 / executed_flops_per_token(model, cfg.seq_len, cfg.activation_checkpointing)
+    executed = executed_flops_per_token(model, cfg.seq_len, cfg.activation_checkpointing, cfg.adapter is not None)
+    rate = cfg.estimate.tflops * 1e12 / executed
     days = cfg.steps * cfg.global_batch_tokens / rate / 86_400
 
     def accumulation(size: int) -> str:
-        sequences, at_once = cfg.global_batch_tokens // cfg.seq_len, size * cfg.micro_batch
+        sequences, at_once = cfg.global_batch_tokens // cfg.seq_len, size // shared * cfg.micro_batch
         return str(sequences // at_once) if sequences % at_once == 0 else "does not divide"
+
+    def tell_sent(name: str) -> Callable[[int], str]:
+        return lambda size: f"{sent_bytes(cfg, model, size)[name] / GIB:,.1f}"
 
     def most(size: int) -> str:
         needs = {n: sum(memory(cfg, model, precision, size, n).values()) for n in range(1, LARGEST_MICRO_BATCH + 1)}
@@ -163,6 +208,7 @@ def _columns(cfg: DictConfig, model: Architecture, precision: Precision) -> list
         row(f"fits in {cfg.estimate.gpu_memory_gib:g}", lambda s: "yes" if sum(parts[s].values()) <= limit else "no"),
         row("largest micro_batch", most),
         row("micro-batches a step", accumulation),
+        *(row(f"GiB sent a step, {name}", tell_sent(name)) for name in told_sent),
         row("tokens/s/GPU", lambda size: f"{rate:,.0f}"),
         row("tokens/s", lambda size: f"{rate * size:,.0f}"),
         row(f"days for {cfg.steps:,} steps", lambda size: f"{days / size:,.2f}"),

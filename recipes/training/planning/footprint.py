@@ -7,6 +7,7 @@ saves for a Llama layer.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from recipes.training.model.decoder import Architecture
 
@@ -40,18 +41,21 @@ def parameter_counts(model: Architecture) -> dict[str, int]:
     }
 
 
-def flops_per_token(model: Architecture, seq_len: int) -> dict[str, float]:
+def flops_per_token(model: Architecture, seq_len: int, is_frozen: bool = False) -> dict[str, float]:
     """Returns the floating-point operations of forward and backward by convention, none of them recomputed.
+
+    With `is_frozen`, matrices have no gradients of their own, as with adapters, whose operations are left out.
 
     Source: PaLM (arXiv 2204.02311), appendix B: 6 N + 12 L H Q T.
     """
     counts = parameter_counts(model)
     matrices = counts["attention"] + counts["mlp"] + model.vocab_size * model.embed_dim
     attention = 12.0 * model.num_layers * model.embed_dim * seq_len
-    return {"full": 6 * matrices + attention, "causal": 6 * matrices + attention / 2}
+    products = 4 if is_frozen else 6
+    return {"full": products * matrices + attention, "causal": products * matrices + attention / 2}
 
 
-def executed_flops_per_token(model: Architecture, seq_len: int, activations: str) -> float:
+def executed_flops_per_token(model: Architecture, seq_len: int, activations: str, is_frozen: bool = False) -> float:
     """Returns what is really computed per token, causal, with what `activations` computes again.
 
     The backward pass of a fused attention kernel computes the scores again: 5 products to the forward's 2. Above a
@@ -60,26 +64,29 @@ def executed_flops_per_token(model: Architecture, seq_len: int, activations: str
     counts = parameter_counts(model)
     layers = 2.0 * (counts["attention"] + counts["mlp"])
     attention = 2.0 * model.num_layers * model.embed_dim * seq_len  # forward: scores and values, half of the square
-    plain = 3 * layers + 6.0 * model.vocab_size * model.embed_dim + 3.5 * attention
+    products = 2 if is_frozen else 3
+    plain = products * (layers + 2.0 * model.vocab_size * model.embed_dim) + 3.5 * attention
     return plain + (layers + attention if _recomputes_products(activations) else 0)
 
 
-def saved_bytes_per_token(model: Architecture, activations: str, compiled: bool) -> float:
-    """Returns what one layer keeps of one token for the backward pass, in bf16.
+def saved_bytes_per_token(model: Architecture, activations: str, compiled: bool, tensor_parallel: int = 1) -> float:
+    """Returns what one layer keeps of one token for the backward pass, in bf16, on one of the ranks that share it.
 
     Of a Llama-3-8B layer: 212 KiB (`none`, with norms that keep fp32 copies; torchtune's own attention, which expands
     keys and values, was counted at 224), 148 KiB (compiled), 92 KiB (compiled, budget 0.7), 100 KiB (`selective`),
-    8 KiB (`full`). A budget between 0 and 0.7 is taken as linear.
+    8 KiB (`full`). A budget between 0 and 0.7 is taken as linear. Tensor parallelism divides what lies between the
+    norms and the sums: queries, keys, values, what attention returns, and all of the MLP's inside.
     """
-    d, i = model.embed_dim, model.intermediate_dim
-    kv = model.num_kv_heads * (d // model.num_heads)
+    d, i = model.embed_dim, model.intermediate_dim / tensor_parallel
+    kv = model.num_kv_heads * (d // model.num_heads) / tensor_parallel
+    own = d / tensor_parallel
     if activations == "full":
         return 2 * d
     if activations == "selective":
-        return 10 * d + 4 * kv + 4 * i
+        return 6 * d + 4 * own + 4 * kv + 4 * i
     if activations == "none":
-        return 16 * d + 6 * i if compiled else 24 * d + 4 * kv + 8 * i
-    budget, at_seven_tenths = float(activations), 9 * d + 4 * i
+        return 11 * d + 5 * own + 6 * i if compiled else 20 * d + 4 * own + 4 * kv + 8 * i
+    budget, at_seven_tenths = float(activations), 4 * d + 5 * own + 4 * i
     return at_seven_tenths if budget >= 0.7 else 2 * d + (at_seven_tenths - 2 * d) * budget / 0.7
 
 
@@ -94,27 +101,30 @@ def memory_by_part(
     compiled: bool,
     loss_chunk: int,
     keeps_gathered: bool = False,
+    tensor_parallel: int = 1,
 ) -> dict[str, int]:
     """Returns the bytes one GPU needs at the peak, by part.
 
     Args:
         model: the decoder's shape.
         precision: bytes per parameter.
-        shards: GPUs over which FSDP2 spreads one copy of the model; 1 is the plain model.
+        shards: GPUs over which FSDP2 spreads a copy of the model; without `tensor_parallel`, 1 is the plain model.
         tokens: of one micro-batch.
         accumulates: whether a step has several micro-batches; their gradients stay whole until the last one.
         activations: as in the configuration.
         compiled: whether the layers are compiled.
         loss_chunk: positions whose logits exist at once, 0 for all.
         keeps_gathered: whether weights stay gathered from the forward to the backward pass.
+        tensor_parallel: GPUs that share each matrix.
     """
-    counts = parameter_counts(model)
-    total = sum(counts.values())
-    layer = (counts["attention"] + counts["mlp"]) // model.num_layers
-    outer = counts["embedding"] + counts["output"]
+    counts = {n: c if n == "norms" else c // tensor_parallel for n, c in parameter_counts(model).items()}
+    total, vocab_size = sum(counts.values()), model.vocab_size // tensor_parallel
+    layer, outer = (counts["attention"] + counts["mlp"]) // model.num_layers, counts["embedding"] + counts["output"]
+    saved = partial(saved_bytes_per_token, model, compiled=compiled, tensor_parallel=tensor_parallel)
+    is_plain = shards * tensor_parallel == 1
     rows = min(loss_chunk or tokens, tokens)
     num_layers, copies = (model.num_layers if keeps_gathered else 2), precision.compute
-    if shards == 1:  # weights stored in the compute dtype are used as they lie; others are cast in each pass
+    if is_plain:  # weights stored in the compute dtype are used as they lie; others are cast in each pass
         num_layers, copies = (model.num_layers if activations == "none" else 1), copies % precision.stored
     parts = {
         "parameters": -(-total * precision.stored // shards),
@@ -122,14 +132,13 @@ def memory_by_part(
         "optimizer": round(total * precision.optimizer / shards),
         # beside the layers in flight, embeddings and output throughout
         "gathered": (outer + num_layers * layer) * copies,
-        "accumulated": total * 4 if accumulates and (shards > 1 or precision.stored < 4) else 0,
-        "activations": round(model.num_layers * saved_bytes_per_token(model, activations, compiled) * tokens),
+        "accumulated": total * 4 if accumulates and (not is_plain or precision.stored < 4) else 0,
+        "activations": round(model.num_layers * saved(activations) * tokens),
         # logits in the compute dtype and fp32, and their gradient; the weight's fp32 gradient
-        "loss": rows * model.vocab_size * (4 + 2 * precision.compute) + 4 * model.vocab_size * model.embed_dim,
-        "one layer": round(saved_bytes_per_token(model, "none", compiled) * tokens) if activations != "none" else 0,
+        "loss": rows * vocab_size * (4 + 2 * precision.compute) + 4 * vocab_size * model.embed_dim,
+        "one layer": round(saved("none") * tokens) if activations != "none" else 0,
     }
-    reserved = RESERVED_BYTES + round(FRAGMENTATION * sum(parts.values()))
-    return parts | {"reserved": reserved}
+    return parts | {"reserved": RESERVED_BYTES + round(FRAGMENTATION * sum(parts.values()))}
 
 
 def _recomputes_products(activations: str) -> bool:

@@ -44,12 +44,12 @@ class Clock:
 
     def report(self, warm_up: int) -> Settings:
         """Returns the figures of the steps behind the first `warm_up`."""
+        import torch
+
         steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(self.marks)][warm_up:]
         facts: Settings = {"seconds": [wall for wall, _ in steps], "core_seconds": [core for _, core in steps]}
-        facts |= {"losses": self.losses, "peak_rss": _peak_rss()}
+        facts |= {"losses": self.losses, "peak_rss": _peak_rss(), "threads": torch.get_num_threads()}
         if self.device == "cuda":
-            import torch
-
             facts |= {"peak_cuda": torch.cuda.max_memory_allocated(), "gpu": torch.cuda.get_device_name()}
         return facts
 

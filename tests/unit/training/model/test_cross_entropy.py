@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipes.training.model import weights
-from recipes.training.model.cross_entropy import linear_cross_entropy
+from recipes.training.model.cross_entropy import Scratch, _loss_and_gradient, linear_cross_entropy
 from recipes.training.model.decoder import Architecture, build_model
 from recipes.training.model.loss import IGNORE
 
@@ -99,6 +99,40 @@ def test_without_targets_the_loss_and_all_gradients_are_zero(chunk):
     assert float(objective.detach()) == float(loss) == 0
     assert (hidden.grad == 0).all()
     assert (weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.05])
+def test_positions_that_a_gpu_does_not_leave_out_have_no_loss_and_no_gradient(z_loss):
+    random = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(5, VOCAB, generator=random), torch.tensor([3, IGNORE, 0, IGNORE, VOCAB - 1])
+    counted, alone = logits[targets != IGNORE], logits.clone()
+    sums = _loss_and_gradient(alone, targets, z_loss, all_count=False)
+    torch.testing.assert_close(sums, _loss_and_gradient(counted, targets[targets != IGNORE], z_loss, all_count=True))
+    assert (alone[targets == IGNORE] == 0).all()
+    torch.testing.assert_close(alone[targets != IGNORE], counted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_memory_changes_no_number_and_is_taken_again(dtype):
+    scratch, places = Scratch(), set()
+    for ignored, rows in ((0.3, 37), (0.0, 20), (0.3, 37)):  # its values of the step before must not be seen
+        found = []
+        for memory in (scratch, None):
+            hidden, weight, targets = inputs(dtype, ignored, size=(2, rows))
+            objective, _ = linear_cross_entropy(hidden, weight, targets, 16, 0.01, memory)
+            objective.backward()
+            found.append([objective, hidden.grad, weight.grad])
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+        places.add(scratch.take(16, VOCAB, weight, torch.float32).data_ptr())
+    assert len(places) == 1
+
+
+def test_memory_kept_by_a_validation_serves_the_step_after_it():
+    scratch, (hidden, weight, targets) = Scratch(), inputs()
+    with torch.inference_mode():
+        linear_cross_entropy(hidden, weight, targets, 16, 0.0, scratch)
+    linear_cross_entropy(hidden, weight, targets, 16, 0.0, scratch)[0].backward()
+    assert hidden.grad.isfinite().all()
 
 
 def test_only_what_needs_a_gradient_gets_one():

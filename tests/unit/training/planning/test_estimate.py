@@ -59,6 +59,34 @@ def test_llama3_70b_fits_on_64_gpus_when_gradients_are_reduced_at_once(tmp_path)
     assert numbers(reduced, "fits in 80") == ["no", "yes"]
 
 
+def test_ranks_that_share_matrices_divide_the_state_and_get_fewer_sequences(tmp_path):
+    shape = yaml.safe_load(LLAMA_70B.read_text())["model"]
+    overrides = [f"model={json.dumps(shape)}", "weights=nowhere", "plan=true", "estimate.world_sizes=[8,12,64]"]
+    plan = compute_plan(config(LLAMA_8B, *overrides, "layout.tensor_parallel=8"))
+    assert numbers(plan, "parameters") == ["32.9", "-", "4.1"]
+    assert numbers(plan, "accumulated") == ["32.9", "-", "32.9"]  # 262.8 without
+    assert numbers(plan, "fits in 80") == ["no", "-", "yes"]
+    assert numbers(plan, "micro-batches a step") == ["128", "-", "16"]
+    assert numbers(plan, "GiB sent a step, weights")[0] == "0.0"
+    # 402 sums of 16 KiB, of which a ring of eight sends 2 x 7 / 8
+    assert "tensor_parallel=8: of each token that its group computes, a GPU sends 10.99 MiB in sums" in plan
+    tokens = 1_048_576 * 402 * 16_384 * 1.75 / 2**30
+    assert float(numbers(plan, "GiB sent a step, sums")[0].replace(",", "")) == pytest.approx(tokens, rel=1e-3)
+    with pytest.raises(
+        ConfigError, match=r"3 does not divide num_heads=64, num_kv_heads=8, intermediate_dim=28672; ea"
+    ):
+        config(LLAMA_8B, *overrides, "layout.tensor_parallel=3")
+
+
+@pytest.mark.parametrize("mode", ["full", "none"])
+def test_a_dry_run_finds_what_shared_matrices_need(tiny, mode):
+    overrides = [f"activation_checkpointing={mode}", "micro_batch=2", "layout.tensor_parallel=2"]
+    cfg = config(tiny, *overrides)
+    parts = memory(cfg, Architecture(**TINY), bytes_per_parameter(cfg), 8, 2)
+    formula = sum(parts.values()) - parts["optimizer"] - parts["reserved"]
+    assert dry_run(cfg, Architecture(**TINY), 8)["Total"] == pytest.approx(formula, rel=0.25)
+
+
 def test_speed_is_the_rate_over_what_is_computed(tiny):
     plan = compute_plan(config(tiny, "estimate.tflops=10", "estimate.world_sizes=[1,3,4]", "layout.replicas=4"))
     assert numbers(plan, "micro-batches a step") == ["-", "-", "4"]
@@ -108,6 +136,10 @@ def test_a_stated_shape_is_compared_with_the_weights(tmp_path):
         ("estimate.world_sizes=[0]", r"estimate.world_sizes: \[0\]; numbers of GPUs from 1 on"),
         ("estimate.dry_run_ranks=-1", "estimate.dry_run_ranks: -1 is negative; set it to 0 or more"),
         ("layout.replicas=0", "layout.replicas: 0 is below 1"),
+        ("layout.tensor_parallel=0", "layout.tensor_parallel: 0 is below 1; 1 shares no matrix"),
+        ("layout.tensor_parallel=4", "layout.tensor_parallel: 4 does not divide num_kv_heads=2; .*; set one of 1, 2$"),
+        ("layout.tensor_parallel=2 compile=true", "full with compile=true and layout.tensor_parallel=2; torch 2.13"),
+        ("layout.tensor_parallel=2 float8=rowwise compile=true", "float8: rowwise with layout.tensor_parallel=2; only"),
         ("layout.prefetch_layers=-1", "layout.prefetch_layers: -1 is negative"),
         ("attention=flash", "attention: 'flash' is not known; one of auto, varlen, per_document, mask"),
         ("attention=varlen device=cpu", "attention: varlen on device=cpu; its kernel needs cuda"),
