@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+COMMIT = ".commit"
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("configs", "data_prep", "recipes")
 NAME = re.compile(r"[\w-]+(\.[\w-]+)*")  # of a file, a folder or a module; one level, no spaces
@@ -46,7 +47,12 @@ def sha256_json(value: Any) -> str:
 
 
 def commit() -> str:
-    """Returns the checkout's commit, with `-dirty` when files differ from it; `unknown` outside git."""
+    """Returns the checkout's commit, with `-dirty` when files differ from it; `unknown` outside git.
+
+    A copy of the checkout, as slurm.submit makes one, has the commit in the file `.commit`.
+    """
+    if (ROOT / COMMIT).is_file():
+        return (ROOT / COMMIT).read_text(encoding="utf-8").strip()
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"

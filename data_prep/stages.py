@@ -29,6 +29,11 @@ class Stage:
     outputs: tuple[Path, ...]
 
 
+def without_inputs(stage: Stage) -> Stage:
+    """Returns the stage as its command, configuration and code make it, whatever it reads."""
+    return dataclasses.replace(stage, inputs=())
+
+
 class Stamps:
     """The stamps `output_dir/.stages/NAME.json`, and the content hashes they are compared with."""
 
@@ -47,7 +52,7 @@ class Stamps:
         if missing := [path for path in [*stage.inputs, *configs] if not path.exists()]:
             made_by = "an earlier stage makes it, or give another path"
             raise ConfigError(f"stage {stage.name}", [f"input {path} does not exist; {made_by}" for path in missing])
-        code = {str(file): lineage.sha256_file(file) for file in _code_files(stage, configs)}
+        code = {_code_name(file): lineage.sha256_file(file) for file in _code_files(stage, configs)}
         return {
             "command": lineage.sha256_json(stage.words),
             **{f"config {path}": lineage.sha256_file(path) for path in configs},
@@ -126,7 +131,7 @@ def split(command: str) -> list[str]:
 def problems(output_dir: Path, stages: Sequence[Stage]) -> list[str]:
     """Returns what is wrong with a pipeline before anything runs: names, commands, inputs and outputs."""
     found: list[str] = []
-    made = [("the pipeline", output_dir / own) for own in (".stages", "logs")]
+    made = [("the pipeline", output_dir / own) for own in (".stages", ".submissions", "logs")]
     names: set[str] = set()
     for stage in stages:
         if stage.name in names or not NAME.fullmatch(stage.name):
@@ -146,17 +151,17 @@ def _stage_problems(output_dir: Path, stage: Stage, made: Sequence[tuple[str, Pa
     if given and (stage.config is None or Path(given) != stage.config):
         yield f"config is {stage.config}, the command reads {given}; write the same path in both"
     for path in [*stage.inputs, *([stage.config] if stage.config else [])]:
-        if not path.exists() and not any(_overlap(path, other) for _, other in made):
+        if not path.exists() and not any(overlap(path, other) for _, other in made):
             yield f"{path} does not exist and no earlier stage makes it; give another path"
     for index, path in enumerate(stage.outputs):
         if _inside(output_dir, path):
             yield f"output {path} holds the whole output_dir {output_dir}; name a path inside it"
             continue
         for owner, other in [*made, *(("it", output) for output in stage.outputs[:index])]:
-            if _overlap(path, other):
+            if overlap(path, other):
                 yield f"output {path} and {other}, which {owner} writes, overlap; declare an output once"
         for source in stage.inputs:
-            if _overlap(path, source):
+            if overlap(path, source):
                 yield f"output {path} overlaps the input {source}; a stage may not write what it reads"
 
 
@@ -165,7 +170,8 @@ def _inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _overlap(one: Path, other: Path) -> bool:
+def overlap(one: Path, other: Path) -> bool:
+    """Whether one path is the other or lies in it."""
     return _inside(one, other) or _inside(other, one)
 
 
@@ -182,6 +188,11 @@ def _config_files(stage: Stage) -> list[Path]:
         return [stage.config] if stage.config else []
     base = BASE_IN_CONFIG.search(stage.config.read_text(encoding="utf-8"))
     return [stage.config, *([stage.config.parent / base[1]] if base else [])]
+
+
+def _code_name(file: Path) -> str:
+    """Returns a name that a checkout and the copy of it that a job runs from share."""
+    return str(file.relative_to(lineage.ROOT) if file.is_relative_to(lineage.ROOT) else file)
 
 
 def _code_files(stage: Stage, configs: Sequence[Path]) -> list[Path]:
