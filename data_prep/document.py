@@ -83,7 +83,7 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path} line {number} is no JSON: {error}; mend or remove the line") from None
     if not isinstance(value, dict):
         raise CorpusError(f"{path} line {number} holds {line.strip()[:40]!r}; a JSON object is expected; mend the line")

@@ -19,6 +19,7 @@ from data_prep.lineage import whole_file
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -95,8 +96,10 @@ def read_header(file: Path) -> list[TensorEntry]:
             raise ConfigError(file, [f"is no safetensors file, or cut short at {size} bytes; copy it again"])
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(file, [f"has a damaged safetensors header: {error}; copy it again"]) from None
+    if not isinstance(header, dict):
+        raise ConfigError(file, ["has a damaged safetensors header: it is no JSON object; copy it again"])
     header.pop("__metadata__", None)
     base = 8 + length
     try:
@@ -104,9 +107,12 @@ def read_header(file: Path) -> list[TensorEntry]:
             TensorEntry(name, info["dtype"], tuple(info["shape"]), file, *(base + o for o in info["data_offsets"]))
             for name, info in header.items()
         ]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(file, [f"has a damaged safetensors header: {error!r}; copy it again"]) from None
     for entry in entries:
+        if not base <= entry.start <= entry.stop:
+            text = f"{entry.name} lies at bytes {entry.start} to {entry.stop} of {size}; copy it again"
+            raise ConfigError(file, [text])
         expected = math.prod(entry.shape) * ITEM_BYTES.get(entry.dtype, 0)
         if entry.dtype in ITEM_BYTES and entry.num_bytes != expected:
             text = f"{entry.name} has {entry.num_bytes} bytes, {expected} by its shape and dtype; copy it again"
@@ -242,12 +248,24 @@ class TensorWriter:
 
 def _tensor_files(path: Path) -> list[Path]:
     if (path / INDEX).is_file():
-        names = sorted(set(_read_json(path / INDEX, "copy it again").get("weight_map", {}).values()))
+        weight_map = _read_json(path / INDEX, "copy it again").get("weight_map", {})
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ConfigError(path / INDEX, ["has a weight_map that names no files; copy it again"])
+        names = sorted(set(weight_map.values()))
         if escaping := [name for name in names if Path(name).name != name]:
             raise ConfigError(path / INDEX, [f"names {escaping[0]!r}; tensor files lie in the folder itself"])
     else:
         names = ["model.safetensors"]
     missing = [name for name in names if not (path / name).is_file()]
+    if missing and (pickles := [file.name for kind in PICKLES for file in sorted(path.glob(kind))]):
+        raise ConfigError(
+            path,
+            [
+                f"holds {pickles[0]}, a pickle, which can run code of whoever wrote it; safetensors are expected; take "
+                "the model's revision with safetensors, or convert it where you trust it with transformers' "
+                "save_pretrained"
+            ],
+        )
     if missing or not names:
         raise ConfigError(path, [f"{(missing or ['model.safetensors'])[0]} is missing; download the model again"])
     return [path / name for name in names]
@@ -258,7 +276,7 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(path, [f"does not exist; {remedy}"]) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(path, [f"is no JSON: {error}; {remedy}"]) from None
     if not isinstance(value, dict):
         raise ConfigError(path, [f"holds no JSON object; {remedy}"])

@@ -1,6 +1,7 @@
 """What token shards look like on disk, and what is checked when they are written and read."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from data_prep.lineage import MANIFEST, sha256_file
 
 FORMAT = "kotune-token-shards"
 VERSION = 1
+NAME = re.compile(r"shard-\d+")
 TOKEN = np.dtype("<u4")
 END = np.dtype("<u8")
 
@@ -25,13 +27,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(
             f"{path} is no JSON ({error}); it is written whole or not at all; make the folder again"
         ) from None
     kind = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else None
     if kind != (FORMAT, VERSION):
         raise CorpusError(f"{path} has format and version {kind}; {(FORMAT, VERSION)} is expected; give a shard folder")
+    try:
+        names = [shard["name"] for shard in manifest["shards"]]
+    except (KeyError, TypeError) as error:
+        raise CorpusError(f"{path} lists no shards ({error!r}); it is written whole; make the folder again") from None
+    if wrong := [name for name in names if not (isinstance(name, str) and NAME.fullmatch(name))]:
+        raise CorpusError(f"{path} names the shard {wrong[0]!r}; shard-00000 and so on are expected; copy it again")
     return manifest
 
 

@@ -91,6 +91,11 @@ def _check_options(args: argparse.Namespace) -> list[str]:
         )
     mirrors = [mirror.rstrip("/") for mirror in args.mirror or MIRRORS]
     for mirror in mirrors:
+        if "@" in urlsplit(mirror).netloc:
+            raise CorpusError(
+                "--mirror holds a user or password (not shown); an address without is expected; "
+                "messages and logs show it; leave them out"
+            )
         if urlsplit(mirror).scheme not in ("http", "https") or not urlsplit(mirror).netloc:
             raise CorpusError(f"--mirror is {mirror!r}; an address is expected; give one such as {MIRRORS[0]}")
     return mirrors

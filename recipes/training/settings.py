@@ -236,7 +236,7 @@ def parallel_problems(cfg: DictConfig) -> list[str]:
 
 
 def known_shape(cfg: DictConfig) -> Architecture | None:
-    """Returns the shape of the run's model, None where it cannot be told; the run says why when it opens the weights."""
+    """Returns the shape of the run's model, None where it cannot be told: opening the weights then says why."""
     with suppress(ConfigError):
         return stated_architecture(cfg.weights, cfg.model)
     return None

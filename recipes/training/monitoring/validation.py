@@ -92,9 +92,7 @@ class Validation:
             return False
         return not self._baseline or step % self._settings.every_steps == 0 or step == self._steps
 
-    def run(
-        self, model: nn.Module, cfg: DictConfig, world: World, step: int, stop: object
-    ) -> dict[str, float] | None:
+    def run(self, model: nn.Module, cfg: DictConfig, world: World, step: int, stop: object) -> dict[str, float] | None:
         """Scores all texts; every rank must call it.
 
         Args:
