@@ -209,9 +209,8 @@ def test_an_export_that_fails_leaves_the_former_one_whole(tmp_path, run, export_
     damaged = shutil.copytree(run, tmp_path / "damaged")
     for part in (damaged / "checkpoints/step-00000006").glob("*.distcp"):
         part.unlink()
-    assert re.search(
-        r"step-00000006 is damaged: .*distcp.*; remove it to use the one before", export_here(damaged, code=1)
-    )
+    told = export_here(damaged, code=1)
+    assert re.search(r"step-00000006 is damaged: .*distcp.*; the files of state.json are expected; restore them", told)
     assert sha256_file(folder / "manifest.json") == before
     assert (folder / "chat_template.jinja").is_file()
 

@@ -69,6 +69,7 @@ class Watchdog:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._stacks = open(self._logs / f"rank-{self._world.rank}.stacks.txt", "a", encoding="utf-8")  # noqa: SIM115
         self._store = own_store(self._world.size)
+        self._tell()  # so that a rank that stops at once is known by host and process
         self._thread.start()
 
     def enter(self, phase: str, step: int, limit: float) -> None:
