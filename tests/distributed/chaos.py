@@ -193,10 +193,14 @@ def flip(path: Path, random_: random.Random) -> bytes:
 def full_disk(run: Path, random_: random.Random) -> Iterator[None]:
     """Leaves less room than a checkpoint needs, by up to all of it."""
     ballast = run.parent / "ballast"
-    file_system = os.statvfs(run.parent)
     left = random_.randrange(0, 2 * 2**20)
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, file_system.f_bavail * file_system.f_frsize - left))
+        is_full = False
+        while not is_full:  # the run may take room between the two calls
+            system = os.statvfs(run.parent)
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, max(1, system.f_bavail * system.f_frsize - left))
+                is_full = True
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """Forty rounds of faults in a run of two ranks: it resumes every time, and ends with the undisturbed run's weights.
 
-`-s` prints the table that stands in tests/benchmarks/results/chaos.md.
+`-s` prints the table that stands in tests/benchmarks/results/ as chaos_*.md.
 """
 
 import random

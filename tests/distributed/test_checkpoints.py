@@ -117,7 +117,7 @@ def start(ranks, *arguments):
         launch("torchrun", "--standalone", "--nproc_per_node", str(ranks), *script)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "kahan"])
+@pytest.mark.parametrize("kind", ["adamw", pytest.param("kahan", marks=pytest.mark.slow)])
 def test_a_checkpoint_of_two_ranks_is_read_by_one_and_by_replicas(tmp_path, kind):
     start(2, "write", tmp_path, kind, "plain")
     told = {(tmp_path / f"rank-{rank}.txt").read_text() for rank in (0, 1)}

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.timeout(900)  # a shared machine may take minutes for w
 LIMITS = ("limits.step_seconds=6", "limits.first_step_seconds=200")
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stopped_is_named_and_the_run_ends_with_its_exit_code(tmp_path):
     with started(tmp_path, *LIMITS) as run:
         run.until_step(2)

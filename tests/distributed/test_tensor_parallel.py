@@ -208,6 +208,7 @@ def cut_back(source: Path, out: Path) -> Path:
 SHARED = ["layout.tensor_parallel=2", "micro_batch=1"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_at_another_layout(config, tmp_path):
     straight = run(config, 1, tmp_path / "one")
     assert run(config, 4, tmp_path / "two-by-two", *SHARED) == pytest.approx(straight, rel=1e-5)

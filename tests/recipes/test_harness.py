@@ -121,6 +121,7 @@ def test_the_scores_equal_lm_evals_own_command(config, tasks, base, tmp_path):
         assert text in shown
 
 
+@pytest.mark.slow
 def test_a_result_that_is_kept_is_not_computed_again_and_another_setting_is(config, tmp_path):
     run_here(main, config)
     part = tmp_path / "out/parts/base/quiz.json"
@@ -193,6 +194,7 @@ def test_without_the_extra_the_error_says_how_to_install_it(config):
     assert 'lm_eval is not installed; it is an extra; pip install -e ".[evaluate]"' in result.stderr
 
 
+@pytest.mark.slow
 def test_the_shipped_suites_name_tasks_that_the_harness_has():
     for path in sorted((ROOT / "configs/harness").glob("*.yaml")):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
