@@ -22,7 +22,7 @@ def write_markdown(path: Path, found: Sources) -> None:
         parts.append("## Results\n\n" + text_table(found.rows))
     if found.harness:
         parts.append("## Benchmarks\n\n" + _harness_table(found))
-    if any(run.steps or run.validations for run in found.runs):
+    if any(run.steps for run in found.runs):
         picture = path.with_suffix(".png")
         plot(picture, found)
         parts.append(f"## Curves\n\n![Loss and held-out bits per byte over the steps]({picture.name})")
@@ -51,21 +51,20 @@ def _harness_table(found: Sources) -> str:
 
 
 def plot(path: Path, found: Sources) -> None:
-    """Writes a PNG: training loss above, bits per byte of held-out text below."""
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    upper, lower = figure.subplots(2, 1)
-    for run in found.runs:
-        if run.steps:
-            upper.plot(*zip(*points_of(run.steps, "train/loss"), strict=True), label=run.folder.name)
-        for key in dict.fromkeys(key for row in run.validations for key in row if key.endswith(BITS)):
-            label = f"{run.folder.name}: {key.removeprefix('validation/').removesuffix(BITS)}"
-            lower.plot(*zip(*points_of(run.validations, key), strict=True), marker="o", label=label)
-    upper.set_ylabel("training loss")
-    lower.set_ylabel("bits per byte, held out")
-    for axes in (upper, lower):
-        axes.set_xlabel("step")
+    """Writes a PNG: the training loss, and the bits per byte of held-out text, as far as there are any."""
+    losses = [(run.folder.name, points_of(run.steps, "train/loss")) for run in found.runs if run.steps]
+    bits = [
+        (f"{run.folder.name}: {key.removeprefix('validation/').removesuffix(BITS)}", points_of(run.validations, key))
+        for run in found.runs
+        for key in dict.fromkeys(key for row in run.validations for key in row if key.endswith(BITS))
+    ]
+    panels = [panel for panel in (("training loss", losses, ""), ("bits per byte, held out", bits, "o")) if panel[1]]
+    figure = Figure(figsize=(8, 3.5 * len(panels)), layout="constrained")
+    for axes, (label, curves, marker) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for name, points in curves:
+            axes.plot(*zip(*points, strict=True), marker=marker, label=name)
+        axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+        axes.legend()
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
