@@ -25,8 +25,9 @@ from recipes.training.data.sources import open_data
 from recipes.training.tables import aligned
 from recipes.training.which_documents import check_same_data, read_config
 
-TOLERANCES = {"fp32": 1e-4, "bf16": 1e-2}
-"""Of losses and weights at another number of processes, where sums are added in another order; by `precision`."""
+TOLERANCES = {"fp32": (1e-4, 1e-4), "bf16": (1e-2, 5e-2)}
+"""Of losses, and of the tensors of model and optimizer, at another number of processes, where sums are added in another
+order; by `precision`. The moments are averages of gradients, which bf16 rounds by some per cent of a small one."""
 
 
 @dataclass
@@ -77,11 +78,11 @@ def verify(args: argparse.Namespace) -> int:
         killed_run(launcher, scratch / "killed", cfg, args.ranks, args.ranks, args.kills, chance),
         killed_run(launcher, scratch / "other", cfg, args.ranks, args.other_ranks, 1, chance),
     ]
-    tolerance = TOLERANCES[cfg.precision]
-    for outcome, limit in zip(outcomes, (0.0, 0.0, tolerance), strict=True):
+    identical = (0.0, 0.0)
+    other = identical if args.ranks == args.other_ranks else TOLERANCES[cfg.precision]
+    for outcome, limits in zip(outcomes, (identical, identical, other), strict=True):
         run = scratch / outcome.name
-        limit = 0.0 if args.ranks == args.other_ranks else limit
-        outcome.comparison = compare_runs(run, scratch / "straight", limit)
+        outcome.comparison = compare_runs(run, scratch / "straight", *limits)
         outcome.comparison.problems.extend(sample_problems(cfg, run))
     print("\n".join(aligned(table(outcomes), 3)))
     problems = [f"{o.name}: {problem}" for o in outcomes for problem in o.comparison.problems]
@@ -89,7 +90,7 @@ def verify(args: argparse.Namespace) -> int:
         print(f"FAIL: {'; '.join(problems[:3])}" + (f"; and {len(problems) - 3} more" if len(problems) > 3 else ""))
         return 1
     shutil.rmtree(scratch)
-    print(f"PASS: bit for bit with {args.ranks} ranks, within {tolerance:g} with {args.other_ranks}")
+    print(f"PASS: bit for bit with {args.ranks} ranks, losses within {other[0]:g} with {args.other_ranks}")
     return 0
 
 

@@ -33,13 +33,14 @@ class Comparison:
     problems: list[str] = field(default_factory=list)
 
 
-def compare_runs(run: Path, straight: Path, tolerance: float) -> Comparison:
+def compare_runs(run: Path, straight: Path, tolerance: float, of_tensors: float | None = None) -> Comparison:
     """Compares the metrics and the last checkpoints of two run folders.
 
     Args:
         run: killed and resumed.
         straight: neither.
-        tolerance: of losses and weights, relative; 0: they must be identical.
+        tolerance: of losses, relative; 0: they must be identical.
+        of_tensors: of the tensors of model and optimizer; default: that of the losses.
     """
     ours, theirs = rows_by_step(run), rows_by_step(straight)
     steps = [row["step"] for row in ours]
@@ -57,7 +58,7 @@ def compare_runs(run: Path, straight: Path, tolerance: float) -> Comparison:
             found = f"{mine['train/loss']}, {other['train/loss']} in the straight run"
             problems.append(f"step {mine['step']} has the loss {found}")
     weights, tensor = largest_difference(_last(run), _last(straight))
-    if weights > tolerance:
+    if weights > (tolerance if of_tensors is None else of_tensors):
         problems.append(f"tensor {tensor} of the last checkpoint differs by {weights:.2g} of its norm")
     return Comparison(len(ours), max(losses), weights, problems)
 
