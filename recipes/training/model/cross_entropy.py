@@ -5,6 +5,8 @@ gradient of a chunk is taken right behind its loss, when its logits are at hand 
 as in the plain form, and memory that depends on the chunk alone.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from recipes.training.model.loss import IGNORE, summed_cross_entropy
+
+LossAndGradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of fp32 logits, (positions, vocab), and targets, (positions,): turns the logits into their gradient in place and
+returns objective and cross-entropy, (2,)."""
 
 
 def linear_cross_entropy(
@@ -45,9 +51,8 @@ def linear_cross_entropy(
         if is_counted:
             rows = (targets != IGNORE).nonzero().squeeze(1)
             hidden, targets = (hidden, targets) if len(rows) == len(targets) else (hidden[rows], targets[rows])
-        kept = (scratch or Scratch(), is_counted, torch.is_grad_enabled())
-        objective, cross_entropy = _Chunked.apply(hidden, weight, targets, chunk, z_loss, *kept)
-        return objective, cross_entropy
+        of_chunk = partial(_loss_and_gradient, z_loss=z_loss, all_count=is_counted)
+        return chunked_cross_entropy(hidden, weight, targets, chunk, scratch or Scratch(), of_chunk)
     logits = F.linear(hidden, weight).float()
     cross_entropy = summed_cross_entropy(logits[None], targets[None])
     if not z_loss:
@@ -78,6 +83,29 @@ class Scratch:
         return self._kept[dtype][:size].view(rows, columns)
 
 
+def chunked_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    chunk: int,
+    scratch: Scratch,
+    loss_and_gradient: LossAndGradient,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns objective and cross-entropy, with the gradient taken behind each chunk's loss.
+
+    Args:
+        hidden: (positions, dim).
+        weight: (vocab, dim), of the same dtype; its gradient is accumulated in fp32.
+        targets: (positions,), int64.
+        chunk: positions whose logits exist at once.
+        scratch: for the logits.
+        loss_and_gradient: of a chunk.
+    """
+    settings = (chunk, scratch, loss_and_gradient, torch.is_grad_enabled())
+    objective, cross_entropy = _Chunked.apply(hidden, weight, targets, *settings)
+    return objective, cross_entropy
+
+
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -86,9 +114,8 @@ class _Chunked(torch.autograd.Function):
         weight: torch.Tensor,
         targets: torch.Tensor,
         chunk: int,
-        z_loss: float,
         scratch: Scratch,
-        all_count: bool,
+        loss_and_gradient: LossAndGradient,
         is_training: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs_hidden, needs_weight = (is_training and needed for needed in ctx.needs_input_grad[:2])
@@ -102,7 +129,7 @@ class _Chunked(torch.autograd.Function):
             rows = slice(start, start + chunk)
             product = torch.mm(hidden[rows], weight.t(), out=products[: len(hidden[rows])])
             logits = product if values is products else values[: len(product)].copy_(product)
-            sums += _loss_and_gradient(logits, targets[rows], z_loss, all_count)
+            sums += loss_and_gradient(logits, targets[rows])
             gradient = product if values is products else product.copy_(logits)
             if grad_hidden is not None:
                 torch.mm(gradient, weight, out=grad_hidden[rows])
@@ -121,7 +148,7 @@ class _Chunked(torch.autograd.Function):
         # in place: a second backward pass over the same graph finds them changed, and autograd refuses it
         hidden = None if grad_hidden is None else grad_hidden.mul_(grads[0])
         weight = None if grad_weight is None else grad_weight.mul_(grads[0]).to(ctx.weight_dtype)
-        return hidden, weight, None, None, None, None, None, None
+        return hidden, weight, None, None, None, None, None
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, is_first: bool) -> None:

@@ -191,7 +191,7 @@ class Decoder(TransformerDecoder):
         # FSDP gathers the weight with the root module, until the backward pass is through
         weight = owner.weight.to(hidden.dtype)
         if isinstance(weight, DTensor):  # and then it is still split by tensor parallelism
-            return vocabulary_cross_entropy(hidden, weight, targets, loss_chunk, z_loss)
+            return vocabulary_cross_entropy(hidden, weight, targets, loss_chunk, z_loss, self.scratch)
         return linear_cross_entropy(hidden, weight, targets, loss_chunk, z_loss, self.scratch)
 
 

@@ -10,15 +10,16 @@ DTensors hold the parameters, for FSDP2 and checkpoints; what is computed are pl
 Source: Shoeybi et al. 2019 (Megatron-LM), section 3.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from recipes.training.model.cross_entropy import Scratch, chunked_cross_entropy
 from recipes.training.model.loss import IGNORE
 
 BY_COLUMNS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.w1", "mlp.w3")
@@ -53,8 +54,9 @@ class VocabularyEmbedding(nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Returns (..., embedding_dim), whole."""
-        rows, is_elsewhere = _own_rows(input, local(self.weight), self.index)
-        found = F.embedding(rows, local(self.weight)).masked_fill(is_elsewhere.unsqueeze(-1), 0)
+        weight = local(self.weight)
+        rows, is_elsewhere = _own_rows(input, len(weight), self.index)
+        found = F.embedding(rows, weight).masked_fill(is_elsewhere.unsqueeze(-1), 0)
         return _Sum.apply(found, self.group_name)
 
 
@@ -97,7 +99,7 @@ def tensor_parallel_problems(ranks: int, architecture: Any) -> list[str]:
 
 
 def vocabulary_cross_entropy(
-    hidden: torch.Tensor, weight: DTensor, targets: torch.Tensor, chunk: int, z_loss: float = 0.0
+    hidden: torch.Tensor, weight: DTensor, targets: torch.Tensor, chunk: int, z_loss: float, scratch: Scratch
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns what `linear_cross_entropy` returns, on every rank, of an output layer split over the vocabulary.
 
@@ -110,12 +112,12 @@ def vocabulary_cross_entropy(
         targets: (batch, seq), int64; `IGNORE` is not counted.
         chunk: positions whose logits exist at once, 0 for all.
         z_loss: weight of log(sum of exp(logits))**2.
+        scratch: for the logits.
     """
     hidden, targets = hidden.flatten(0, 1), targets.flatten()
     group, index = weight.device_mesh.get_group().group_name, weight.device_mesh.get_local_rank()
-    settings = (chunk or len(hidden), z_loss, torch.is_grad_enabled(), group, index)
-    objective, cross_entropy = _VocabularyCrossEntropy.apply(hidden, local(weight), targets, *settings)
-    return objective, cross_entropy
+    of_chunk = partial(_loss_and_gradient, z_loss=z_loss, group=group, index=index)
+    return chunked_cross_entropy(hidden, local(weight), targets, chunk or len(hidden), scratch, of_chunk)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -123,55 +125,12 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-class _VocabularyCrossEntropy(torch.autograd.Function):
-    """As `cross_entropy._Chunked`, with sums over the vocabulary that go over the ranks."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        targets: torch.Tensor,
-        chunk: int,
-        z_loss: float,
-        is_training: bool,
-        group: str,
-        index: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        needs_hidden, needs_weight = (is_training and needed for needed in ctx.needs_input_grad[:2])
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), chunk):
-            rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ weight.t()).float()
-            sums += _loss_and_gradient(logits, targets[rows], weight, z_loss, group, index)
-            gradient = logits.to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(gradient, weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                grad_weight += gradient.t() @ hidden[rows]
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
-        objective, cross_entropy = sums[0].clone(), sums[1].clone()  # FSDP hooks no views
-        ctx.mark_non_differentiable(cross_entropy)
-        return objective, cross_entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        hidden = None if grad_hidden is None else grad_hidden.mul_(grads[0])
-        weight = None if grad_weight is None else grad_weight.mul_(grads[0]).to(ctx.weight_dtype)
-        return hidden, weight, None, None, None, None, None, None
-
-
 def _loss_and_gradient(
-    logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, z_loss: float, group: str, index: int
+    logits: torch.Tensor, targets: torch.Tensor, z_loss: float, group: str, index: int
 ) -> torch.Tensor:
     """Turns this rank's fp32 logits, (positions, vocab / ranks), into their gradient; returns the two sums, (2,)."""
     is_valid = (targets != IGNORE).unsqueeze(1)
-    rows, is_elsewhere = _own_rows(targets.unsqueeze(1), weight, index)
+    rows, is_elsewhere = _own_rows(targets.unsqueeze(1), logits.shape[1], index)
     largest = _reduce(logits.amax(dim=1, keepdim=True), "max", group)
     logits -= largest
     of_target = logits.gather(1, rows).masked_fill(is_elsewhere, 0)
@@ -186,10 +145,10 @@ def _loss_and_gradient(
     return torch.stack([cross_entropy + penalty, cross_entropy])
 
 
-def _own_rows(tokens: torch.Tensor, weight: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _own_rows(tokens: torch.Tensor, num_rows: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the rows of tokens in this rank's part of the vocabulary, 0 for those of others, and which those are."""
-    rows = tokens - index * len(weight)
-    is_elsewhere = (rows < 0) | (rows >= len(weight))
+    rows = tokens - index * num_rows
+    is_elsewhere = (rows < 0) | (rows >= num_rows)
     return rows.masked_fill(is_elsewhere, 0), is_elsewhere
 
 
