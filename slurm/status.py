@@ -5,7 +5,6 @@
 One line a stage: its state, its job, and for a training steps, tokens, loss, tokens/s and the time left.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -15,31 +14,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from configs.loader import UserError, load
 from data_prep import stages
-from data_prep.pipeline import PipelineConfig, check, plan
+from data_prep.pipeline import plan
 from slurm.commands import ENDED, job_states
 from slurm.launch import launch_of, run_folder
 from slurm.lead import last_rows
 from slurm.plan import table
-from slurm.submissions import Submitted, attempts, submitted
+from slurm.submissions import Submitted, attempts, submitted, with_pipeline
 
 HEADS = ["stage", "state", "job", "steps", "tokens", "loss", "tokens/s", "left", "note"]
 
 
-def main() -> int:
+def show(cfg: DictConfig) -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", required=True)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_intermixed_args()
-    try:
-        cfg = load(PipelineConfig, args.pipeline, args.overrides, check)
-        print(table(rows(cfg, job_states()), HEADS))
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(table(rows(cfg, job_states()), HEADS))
 
 
 def rows(cfg: DictConfig, states: dict[str, tuple[str, str]]) -> list[list[object]]:
@@ -128,4 +116,4 @@ def _is_readable(stage: stages.Stage) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(with_pipeline(__doc__, show))

@@ -1,11 +1,32 @@
 """What was submitted of a pipeline, and what became of it."""
 
+import argparse
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
+from configs.loader import UserError, load
+from data_prep.pipeline import PipelineConfig, check
 from slurm.commands import ENDED, job_states
+
+
+def with_pipeline(description: str | None, action: Callable[[DictConfig], None]) -> int:
+    """Runs a command about the pipeline that the command line names; returns its exit code, 1 for a user's error."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", required=True)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_intermixed_args()
+    try:
+        action(load(PipelineConfig, args.pipeline, args.overrides, check))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from data_prep.lineage import sha256_file
+from tests.recipes.conftest import write_cpt_config
 from tests.support import ROOT, random_shards, tiny_llama, tiny_tokenizer
 
 PATIENCE_SECONDS = 240
@@ -112,19 +113,7 @@ def write_config(folder: Path) -> Path:
     """Writes a tiny model, its shards, and a configuration of very many steps without a regular checkpoint."""
     base = tiny_llama(tiny_tokenizer(folder / "base"))
     shards = random_shards(folder / "shards", sha256=sha256_file(base / "tokenizer.json"))
-    config = {
-        "output_dir": str(folder / "run"),
-        "weights": str(base),
-        "data": str(shards),
-        "seq_len": 64,
-        "global_batch_tokens": 512,
-        "micro_batch": 2,
-        "steps": 100_000,
-        "precision": "fp32",
-        "device": "cpu",
-        "save_every_steps": 100_000,
-        "optimizer": {"lr": 1e-3},
-    }
-    path = folder / "cpt.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path = write_cpt_config(folder, base, shards)
+    long = {"steps": 100_000, "save_every_steps": 100_000, "warmup_steps": 0}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | long))
     return path
