@@ -9,7 +9,7 @@ from recipes.evaluation.report.curves import BITS, points_of
 from recipes.evaluation.report.data import numbers
 from recipes.evaluation.report.road_map import road_text
 from recipes.evaluation.report.sources import Sources
-from recipes.evaluation.report.tables import markdown_table, text_table
+from recipes.evaluation.report.tables import markdown_table, scores_by_task, text_table
 
 
 def write_markdown(path: Path, found: Sources) -> None:
@@ -39,14 +39,10 @@ def write_markdown(path: Path, found: Sources) -> None:
 
 
 def _harness_table(found: Sources) -> str:
-    labels = dict.fromkeys(one["label"] for scores in found.harness.values() for one in scores)
     lines = [["task", *found.harness]]
-    for label in labels:
-        shown = {
-            model: [f"{100 * s['macro']:.1f}" for s in scores if s["label"] == label]
-            for model, scores in found.harness.items()
-        }
-        lines.append([label, *((texts or ["–"])[0] for texts in shown.values())])
+    for label, scores in scores_by_task(found.harness).items():
+        shown = [f"{100 * scores[model]['macro']:.1f}" if model in scores else "–" for model in found.harness]
+        lines.append([label, *shown])
     return markdown_table(lines)
 
 

@@ -112,12 +112,20 @@ def benchmarks(harness: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     if not harness:
         return ""
     rows = []
-    for label in dict.fromkeys(one["label"] for scores in harness.values() for one in scores):
-        found = {model: one for model, scores in harness.items() for one in scores if one["label"] == label}
+    for label, found in scores_by_task(harness).items():
         some = next(iter(found.values()))
         cells = [_benchmark(found.get(model), some) for model in harness]
         rows.append((f"{label} ({some['shots']}-shot {some['metric']})", cells))
     return section("Benchmarks", table("Benchmarks", ["Task", *harness], rows) + f"\n<p>{both(HARNESS_NOTE)}</p>")
+
+
+def scores_by_task(harness: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns label -> model -> score, in order; a model without a score of a task is left out there."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for model, scores in harness.items():
+        for one in scores:
+            found.setdefault(one["label"], {})[model] = one
+    return found
 
 
 def _benchmark(score: dict[str, Any] | None, first: dict[str, Any]) -> str:
