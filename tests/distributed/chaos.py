@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -191,19 +192,25 @@ def flip(path: Path, random_: random.Random) -> bytes:
 
 @contextlib.contextmanager
 def full_disk(run: Path, random_: random.Random) -> Iterator[None]:
-    """Leaves less room than a checkpoint needs, by up to all of it."""
+    """Leaves less room than a checkpoint needs, by up to all of it, and takes what the run frees meanwhile."""
+    left, over = random_.randrange(0, 2 * 2**20), threading.Event()
     ballast = run.parent / "ballast"
-    left = random_.randrange(0, 2 * 2**20)
-    with ballast.open("wb") as file:
-        is_full = False
-        while not is_full:  # the run may take room between the two calls
-            system = os.statvfs(run.parent)
-            with contextlib.suppress(OSError):
-                os.posix_fallocate(file.fileno(), 0, max(1, system.f_bavail * system.f_frsize - left))
-                is_full = True
+
+    def fill() -> None:
+        with ballast.open("wb") as file:
+            while not over.wait(0.001):
+                free = os.statvfs(run.parent).f_bavail * os.statvfs(run.parent).f_frsize
+                with contextlib.suppress(OSError):  # the run may take room between the two calls
+                    if free > left:
+                        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size + free - left)
+
+    filler = threading.Thread(target=fill)
+    filler.start()
     try:
         yield
     finally:
+        over.set()
+        filler.join()
         ballast.unlink()
 
 
