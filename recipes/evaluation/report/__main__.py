@@ -2,7 +2,8 @@
 
     python -m recipes.evaluation.report --out out/demo/report.html out/demo/report.json out/demo/runs/*
 
-Reads report.json, harness.json, sweep.json, run folders, and folders with a manifest (documents, tokens, models).
+Reads report.json, comparison.json, harness.json, sweep.json, run folders, and folders with a manifest (documents,
+tokens, models).
 """
 
 import argparse

@@ -1,45 +1,95 @@
-"""Line charts as inline SVG, coloured by the page's own CSS variables so that they follow its theme."""
+"""Line charts and bars as inline SVG, coloured by the page's own CSS variables so that they follow its theme."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import accumulate
 
 from recipes.evaluation.report.words import both
 
 WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 44, 20, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 44, 20, 10, 38
 MOST_POINTS = 400  # more than the pixels a phone has for them
+COLOURS = 6
+"""That the style sheet has, `c0` to `c5`; further lines and parts take the last."""
+
+Points = Sequence[tuple[float, float]]
 
 
-def line_chart(title: str, x_label: str, points: Sequence[tuple[float, float]]) -> str:
-    """Returns an `<svg>` element with one line; points that are not finite are left out.
+def colour(number: int) -> int:
+    """Returns the number of the colour of the `number`-th line or part, counted from 0."""
+    return min(number, COLOURS - 1)
+
+
+def line_chart(
+    title: str, x_label: str, lines: Mapping[str, Points], mark: float | None = None, faint: Points = ()
+) -> str:
+    """Returns an `<svg>` element; points that are not finite are left out.
 
     Args:
         title: read out by screen readers.
         x_label: written below the axis.
-        points: (x, y), in the order of x.
+        lines: name -> (x, y), in the order of x; coloured in the order of the names.
+        mark: x of a vertical line, of what was chosen.
+        faint: a line behind the others, of what they smooth.
     """
-    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-    shown = finite[:: math.ceil(len(finite) / MOST_POINTS) or 1]
-    if finite and shown[-1] != finite[-1]:
-        shown.append(finite[-1])
-    if not shown:
+    shown, behind = {name: thinned(points) for name, points in lines.items()}, thinned(faint)
+    every = [point for points in (*shown.values(), behind) for point in points]
+    if not every:
         return f"<p>{both('No finite values.')}</p>"
-    xs, ys = ticks([x for x, _ in shown]), ticks([y for _, y in shown])
+    xs, ys = ticks([x for x, _ in every]), ticks([y for _, y in every])
     x_of = _Scale(xs[0], xs[-1], LEFT, WIDTH - RIGHT)
     y_of = _Scale(ys[0], ys[-1], HEIGHT - BOTTOM, TOP)
-    path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in shown)
     grid = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_of(y):.1f}" y2="{y_of(y):.1f}"/>'
-        f'<text x="{LEFT - 6}" y="{y_of(y) + 4:.1f}" text-anchor="end">{y:g}</text>'
+        f'<text x="{LEFT - 6}" y="{y_of(y) + 4:.1f}" text-anchor="end">{_short(y)}</text>'
         for y in ys
     ]
-    grid += [f'<text x="{x_of(x):.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{_short(x)}</text>' for x in xs]
-    label = f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
+    grid += [f'<text x="{x_of(x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_short(x)}</text>' for x in xs]
+    if mark is not None:
+        grid.append(
+            f'<line class="mark" x1="{x_of(mark):.1f}" x2="{x_of(mark):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    label = f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{both(x_label, tag="tspan")}</text>'
+    drawn = [f'<polyline class="faint" points="{_path(behind, x_of, y_of)}"/>'] if behind else []
+    for number, points in enumerate(shown.values()):
+        if points:
+            drawn.append(f'<polyline class="curve c{colour(number)}" points="{_path(points, x_of, y_of)}"/>')
+            drawn.append(_end(points, x_of, y_of, number))
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
-        f'{"".join(grid)}{label}<polyline class="curve" points="{path}"/></svg>'
+        f"{''.join(grid)}{label}{''.join(drawn)}</svg>"
     )
+
+
+def thinned(points: Points) -> Points:
+    """Returns the finite points, of many every n-th and the last."""
+    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    shown = finite[:: math.ceil(len(finite) / MOST_POINTS) or 1]
+    return shown if not finite or shown[-1] == finite[-1] else [*shown, finite[-1]]
+
+
+def smoothed(points: Points) -> Points:
+    """Returns the running means of a twentieth of the points, each over those up to it and as many after it."""
+    half = len(points) // 40
+    sums = [0.0, *accumulate(y for _, y in points)]
+    ends = [(max(0, n - half), min(len(points), n + half + 1)) for n in range(len(points))]
+    return [
+        (x, (sums[stop] - sums[start]) / (stop - start)) for (x, _), (start, stop) in zip(points, ends, strict=True)
+    ]
+
+
+def bar(title: str, parts: Sequence[float]) -> str:
+    """Returns an `<svg>` element: parts of a whole in one bar, coloured in their order; nothing of nothing."""
+    whole, start, pieces = sum(parts), 0.0, []
+    if not whole:
+        return ""
+    for number, part in enumerate(parts):
+        width = 100 * part / whole
+        pieces.append(f'<rect class="c{colour(number)}" x="{start:.3f}%" y="0" width="{width:.3f}%" height="14"/>')
+        start += width
+    return f'<svg class="bar" role="img" aria-label="{escape(title, quote=True)}">{"".join(pieces)}</svg>'
 
 
 def ticks(values: Sequence[float], most: int = 5) -> list[float]:
@@ -61,6 +111,16 @@ class _Scale:
 
     def __call__(self, value: float) -> float:
         return self._start + (value - self._low) * self._factor
+
+
+def _path(points: Points, x_of: _Scale, y_of: _Scale) -> str:
+    return " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
+
+
+def _end(points: Points, x_of: _Scale, y_of: _Scale, number: int) -> str:
+    """Returns a dot at the end of a line, which is all there is of a single point."""
+    x, y = points[-1]
+    return f'<circle class="c{colour(number)}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.5"/>'
 
 
 def _short(value: float) -> str:
