@@ -1,5 +1,6 @@
 """Where each rank of a hung run is, and which of them the others wait for."""
 
+import gc
 import json
 import sys
 from collections.abc import Mapping
@@ -91,13 +92,28 @@ def lives(before: Whereabouts | None, after: Whereabouts | None) -> bool:
 
 def where(thread: int | None) -> str:
     """Returns what a thread does: the collective it is in, if any, and the innermost line of this project."""
-    frame = sys._current_frames().get(thread or 0)
+    frame = frames().get(thread or 0)
     collective = own = ""
     while frame is not None and not own:
         collective = collective or collective_of(frame)
         own = own_line(frame)
         frame = frame.f_back
     return f"{collective or 'outside a collective'}, {own or 'outside this project'}"
+
+
+def frames() -> dict[int, FrameType]:
+    """Returns the innermost frame of each thread.
+
+    Garbage collection waits meanwhile: where it begins inside the interpreter's own function, which holds the lock of
+    its list of threads, a process of several threads can stand still for ever. CPython issue 106883; 3.11.9 is mended.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def collective_of(frame: FrameType) -> str:

@@ -1,6 +1,8 @@
 """Which rank is named when a run hangs."""
 
 import dataclasses
+import gc
+import sys
 import threading
 import time
 
@@ -84,3 +86,18 @@ def test_the_place_of_a_thread_is_its_innermost_line_of_this_project():
         stop.set()
         thread.join()
     assert where(None) == "outside a collective, outside this project"
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_no_garbage_is_collected_inside_the_interpreters_list_of_threads(monkeypatch, is_enabled):
+    """Python 3.11 before .9 can stand still there for ever."""
+    inside, frames = [], sys._current_frames
+    monkeypatch.setattr(sys, "_current_frames", lambda: inside.append(gc.isenabled()) or frames())
+    if not is_enabled:
+        gc.disable()
+    try:
+        assert "test_whereabouts.py" in where(threading.get_ident())
+        assert inside == [False]
+        assert gc.isenabled() is is_enabled
+    finally:
+        gc.enable()
