@@ -1,10 +1,13 @@
 """The tokenizer's files of an exported model, with the chat template that it was trained with."""
 
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.dialogue.chat_template import stored_templates
 from data_prep.dialogue.named_templates import OWN, open_template
+from data_prep.document import CorpusError
 from data_prep.hf_directory import TOKENIZER_FILES
 from data_prep.tokens.tokenizer import load_tokenizer
 
@@ -18,20 +21,33 @@ def write_tokenizer(source: Path, folder: Path, chat_template: str) -> tuple[int
         chat_template: a name that `open_template` knows; `weights` leaves it at what `source` has, be it none.
 
     Returns:
-        The BOS id, and the ids that end a text: the document's end, and that of an answer in the chat template.
+        The BOS id, and the ids that end a text: the document's end, that of an answer in the chat template, and what
+        else ends one of the source's, as Llama-3.1's end of a message does.
 
     Raises:
-        CorpusError: there is no such template, or the tokenizer lacks a token that it writes.
+        CorpusError: there is no such template, the tokenizer lacks a token that it writes, or a file is damaged.
     """
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
     tokenizer = load_tokenizer(source)
-    if chat_template == OWN and "default" not in stored_templates(source):
-        return tokenizer.bos_id, [tokenizer.eos_id]
-    template = open_template(chat_template, tokenizer, source)
-    if chat_template != OWN:
-        (folder / "chat_template.jinja").write_text(template.template, encoding="utf-8")
-    ends = [tokenizer.eos_id, *([] if template.end_of_turn is None else [template.end_of_turn])]
+    special = set(tokenizer.special_tokens.values())
+    ends = [tokenizer.eos_id]
+    if chat_template != OWN or "default" in stored_templates(source):
+        template = open_template(chat_template, tokenizer, source)
+        if chat_template != OWN:
+            (folder / "chat_template.jinja").write_text(template.template, encoding="utf-8")
+        ends += [] if template.end_of_turn is None else [template.end_of_turn]
+    ends += [id_ for id_ in _listed_ends(source) if id_ in special]
     return tokenizer.bos_id, list(dict.fromkeys(ends))
+
+
+def _listed_ends(source: Path) -> Iterator[int]:
+    """Yields the ids that end a text by the directory's own settings; none of a directory of tokenizer files alone."""
+    for file in (source / "generation_config.json", source / "config.json"):
+        try:
+            listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        except ValueError as error:
+            raise CorpusError(f"{file} is no JSON ({error}); a model's settings are expected; copy it again") from None
+        yield from listed if isinstance(listed, list) else [] if listed is None else [listed]

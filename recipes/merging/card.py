@@ -4,30 +4,42 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipes.merging.compatibility import rope_settings
+from data_prep.model_card import built_with, header, licence_of, licence_text, read_header
 from recipes.merging.norms import largest_table
 from recipes.merging.plan import MergePlan
 from recipes.merging.settings import VectorConfig
 
-LLAMA3_VOCABULARY, LLAMA3_THETA = 128256, 500000.0
 SOURCES = """- chat vector: Huang et al., [arXiv 2310.04799](https://arxiv.org/abs/2310.04799)
 - task arithmetic: Ilharco et al., [arXiv 2212.04089](https://arxiv.org/abs/2212.04089)"""
 TIES = "- TIES: Yadav et al., [arXiv 2306.01708](https://arxiv.org/abs/2306.01708)"
 DARE = "- DARE: Yu et al., [arXiv 2311.03099](https://arxiv.org/abs/2311.03099)"
 
 
-def model_card(plan: MergePlan, inputs: dict[str, dict[str, Any]], norms: dict[str, Any]) -> str:
+def merge_licence(plan: MergePlan) -> str | None:
+    """Returns the licence that the target's card names, else that of the language model's shape; None if unknown."""
+    return licence_of(plan.target.model.path, plan.vectors[0][1].config)
+
+
+def model_card(plan: MergePlan, licence: str | None, inputs: dict[str, dict[str, Any]], norms: dict[str, Any]) -> str:
     """Returns README.md of the merged model.
 
     Args:
         plan: of the merge.
+        licence: of the result, None if unknown.
         inputs: of `input_hashes`.
         norms: of `tensor_norms`.
     """
     settings = plan.settings
-    llama = built_with(plan)
-    head = ["---", "library_name: transformers", "tags: [merge, chat-vector]"]
-    head += ["license: other"] if llama else []
+    told = read_header(plan.target.model.path)
+    facts = {
+        "license": licence,
+        "base_model": told.get("base_model"),
+        "language": told.get("language"),
+        "library_name": "transformers",
+        "pipeline_tag": told.get("pipeline_tag"),
+        "tags": ["merge", "chat-vector"],
+    }
+    words = built_with(licence)
     roles = "\n".join(f"| {role} | `{one['path']}` | `{one['sha256'][:16]}` |" for role, one in inputs.items())
     vectors = "\n".join(_vector_line(number, vector) for number, vector in enumerate(settings.vectors(), start=1))
     vocabulary = plan.vocabulary_facts()
@@ -35,9 +47,9 @@ def model_card(plan: MergePlan, inputs: dict[str, dict[str, Any]], norms: dict[s
     sources += [DARE] if _uses(settings.vectors(), "drop_rate", 0.0) else []
     total = norms["all"]
     parts = [
-        "\n".join([*head, "---"]),
+        header(facts),
         f"# {Path(settings.target).name} with a chat vector",
-        *([llama] if llama else []),
+        *([words] if words else []),
         "No training: weights of existing models, added in float32 (wider ones in float64) and rounded once.",
         "$$\\theta = \\theta_{target} + \\sum_i \\alpha_i (\\theta_{plus,i} - \\theta_{minus,i})$$",
         "## Models\n\n| role | directory | SHA-256 of its files' hashes |\n|---|---|---|\n" + roles,
@@ -50,23 +62,10 @@ def model_card(plan: MergePlan, inputs: dict[str, dict[str, Any]], norms: dict[s
         f"(all of them, and the rows of special tokens, in `norms.json`):\n\n{largest_table(norms)}",
         "## Data\n\nNone was used by the merge; see the models above for what they were trained on.",
         "## Licence\n\nThe licences of all models above hold together; their files lie beside this one where the "
-        "models came with them.",
+        f"models came with them.{f' Of the target: {licence_text(licence)}' if licence else ''}",
         "## Sources\n\n" + "\n".join(sources),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def built_with(plan: MergePlan) -> str | None:
-    """Returns the line that the licence of Llama 3, or of 3.1 and later, demands; None for other models.
-
-    They are known by their vocabulary and RoPE, which no renaming of a directory changes.
-    """
-    config = plan.vectors[0][1].config
-    rope = rope_settings(config)
-    is_llama3 = (config.get("vocab_size") or 0) >= LLAMA3_VOCABULARY and rope["rope_theta"] == LLAMA3_THETA
-    if config.get("model_type") != "llama" or not is_llama3:
-        return None
-    return "Built with Llama" if rope["rope_type"] == "llama3" else "Built with Meta Llama 3"
 
 
 def _uses(vectors: list[VectorConfig], key: str, default: float) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 from data_prep import lineage
 from data_prep.document import CorpusError
 from data_prep.hf_directory import write_index
+from data_prep.model_card import write_notice
 from data_prep.run_folder import locked
-from recipes.merging.card import model_card
+from recipes.merging.card import merge_licence, model_card
 from recipes.merging.chat_files import chat_settings, has_chat_template, write_chat_files
 from recipes.merging.errors import MergeError
 from recipes.merging.norms import special_rows, tensor_norms
@@ -87,7 +88,9 @@ def merge(output_dir: Path, plan: MergePlan, num_workers: int, progress: Progres
         norms = tensor_norms(plan, shards.values())
         lineage.write_json(folder / "norms.json", {**norms, "special_rows": special_rows(plan, folder)})
         inputs = input_hashes(plan, hashes)
-        (folder / "README.md").write_text(model_card(plan, inputs, norms), encoding="utf-8")
+        licence = merge_licence(plan)
+        (folder / "README.md").write_text(model_card(plan, licence, inputs, norms), encoding="utf-8")
+        write_notice(folder, licence)
         (folder / JOURNAL).unlink()
         known = {name: facts["sha256"] for name, facts in shards.items()}
         manifest = {

@@ -44,7 +44,7 @@ def run(tmp_path_factory, base, shards):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "export.yaml"
-    path.write_text("dtype: fp32\n")
+    path.write_text("dtype: fp32\ngate: weights\n")  # the other has tests of its own
     return path
 
 
@@ -52,7 +52,9 @@ def config(tmp_path_factory):
 def exported(tmp_path_factory, config, run):
     """The documented command with Llama-3's template in fp32; tests only read the directory."""
     folder = tmp_path_factory.mktemp("models") / "exported"
-    result = tune_run(1, "export", config, f"run={run}", f"output_dir={folder}", "chat_template=llama3")
+    result = tune_run(
+        1, "export", config, f"run={run}", f"output_dir={folder}", "chat_template=llama3", "gate=transformers"
+    )
     assert f"{folder}: F32 weights of step-00000006, read back bit for bit" in result.stdout
     return folder
 
@@ -123,8 +125,10 @@ def test_the_tokenizer_loads_in_transformers_and_chats_as_ours(exported, base):
     assert tokenizer.encode(text, add_special_tokens=False) == ours.encode(text) == load_tokenizer(base).encode(text)
     theirs = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
     assert theirs == ChatTemplate.from_directory(ours, exported).prompt(MESSAGES)
-    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         assert sha256_file(exported / name) == sha256_file(base / name)
+    assert sha256_file(exported / "original/tokenizer.model") == sha256_file(base / "tokenizer.model")
+    assert not (exported / "tokenizer.model").exists()  # llama.cpp's converter would take it for sentencepiece's
 
 
 def test_the_chat_template_adds_the_end_of_turn_to_what_ends_an_answer(exported):
@@ -181,7 +185,8 @@ def test_the_export_of_two_ranks_equals_the_checkpoint_of_one(tmp_path, base, sh
 
 def test_the_manifest_is_the_last_file_and_holds_the_hashes_of_all_others(run, exported, base):
     manifest = json_of(exported, "manifest.json")
-    files = {str(path.relative_to(exported)): path for path in exported.rglob("*") if path.name != "manifest.json"}
+    files = {str(path.relative_to(exported)): path for path in exported.rglob("*")}
+    files = {name: path for name, path in files.items() if path.is_file() and name != "manifest.json"}
     assert {name: entry["sha256"] for name, entry in manifest["files"].items()} == {
         name: sha256_file(path) for name, path in files.items()
     }

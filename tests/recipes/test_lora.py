@@ -64,7 +64,9 @@ def cut_back(source, target):
 
 
 def exported(run, folder, *overrides, code=0):
-    result = run_here(export.main, EXPORT, f"run={run}", f"output_dir={folder}", "dtype=fp32", *overrides)
+    result = run_here(
+        export.main, EXPORT, f"run={run}", f"output_dir={folder}", "dtype=fp32", "gate_min_ended=0", *overrides
+    )
     assert result.returncode == code, result.stderr
     return result.stderr if code else folder
 
@@ -140,7 +142,7 @@ def test_another_base_or_other_adapters_are_refused(tmp_path, run, instruct, cha
         message = train(*scaled_down(instruct, chat_file, other), code=1)
         assert re.search(r"was written with base=[0-9a-f]{64}, this run has base=[0-9a-f]{64}", message)
         message = exported(run, tmp_path / "out", code=2)
-        assert f"{instruct} holds other tensors than when the run trained its adapters" in message
+        assert f"{instruct} holds other tensors than when the run trained" in message
     finally:
         (instruct / "model.safetensors").write_bytes(kept)
 

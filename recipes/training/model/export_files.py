@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from configs.loader import ConfigError
 from data_prep.hf_directory import ModelDirectory
@@ -13,6 +13,7 @@ from recipes.training.checkpoints.checkpoint import load_tensors
 from recipes.training.model import weights
 from recipes.training.model.adapter_files import fingerprint, merged, parameter_shapes, write_peft
 from recipes.training.model.decoder import Architecture, build_model
+from recipes.training.model.freezing import EMBEDDINGS, keeps_base
 
 Read = Callable[[str], torch.Tensor]
 
@@ -54,22 +55,36 @@ def write_model(
 
 
 def model_reader(
-    trained: DictConfig, architecture: Architecture, read: Callable[..., torch.Tensor], shapes: Mapping[str, torch.Size]
+    trained: DictConfig,
+    architecture: Architecture,
+    read: Callable[..., torch.Tensor],
+    shapes: Mapping[str, torch.Size],
+    as_trained: bool = True,
 ) -> Read:
-    """Returns what reads a parameter of the model that a run has trained; of one with adapters, they are added.
+    """Returns what reads a parameter of the model that a run has trained.
+
+    Of a run with adapters, they are added; what did not learn is the weights' own, bit for bit.
 
     Args:
         trained: configuration of the run.
         architecture: of the model.
         read: returns a parameter of the checkpoint, by its name and shape.
         shapes: of the model's parameters.
+        as_trained: whether a base that was quantised for the run is so here; otherwise it is as it lies on disk.
     """
-    if trained.get("adapter") is None:
+    if not keeps_base(trained):
         return lambda name: read(name, shapes[name])
-    _, learnt = parameter_shapes(architecture, trained.adapter)
-    dtype = torch.bfloat16 if trained.precision == "bf16" else torch.float32
     base = ModelDirectory.open(trained.weights)
-    return merged(base, architecture, trained.adapter, dtype, lambda name: read(name, learnt[name]))
+    if trained.get("adapter") is None:
+        return lambda name: (
+            read(name, shapes[name])
+            if name in EMBEDDINGS
+            else weights.read_matrix(name, shapes[name], base, architecture)
+        )
+    adapter = trained.adapter if as_trained else OmegaConf.merge(trained.adapter, {"quantize_base": None})
+    _, learnt = parameter_shapes(architecture, adapter)
+    dtype = torch.bfloat16 if trained.precision == "bf16" else torch.float32
+    return merged(base, architecture, adapter, dtype, lambda name: read(name, learnt[name]))
 
 
 def write_adapters(
@@ -82,7 +97,7 @@ def write_adapters(
 
 
 def check_base(trained: DictConfig, state: Mapping[str, Any]) -> None:
-    """Checks that the weights a run with adapters started from are still those.
+    """Checks that the weights that a run left as they are, wholly or in part, are still those.
 
     Raises:
         ConfigError: they were changed since.
@@ -90,7 +105,7 @@ def check_base(trained: DictConfig, state: Mapping[str, Any]) -> None:
     wanted = state.get("identity", {}).get("base")  # None: it trained the whole model
     if wanted and fingerprint(ModelDirectory.open(trained.weights)) != wanted:
         problem = (
-            f"{trained.weights} holds other tensors than when the run trained its adapters; they fit to those alone; "
+            f"{trained.weights} holds other tensors than when the run trained; what it learnt fits to those alone; "
             "restore the weights"
         )
         raise ConfigError("weights", [problem])

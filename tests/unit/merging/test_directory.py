@@ -137,11 +137,13 @@ def test_the_card_names_models_hashes_and_method(models: dict[str, Path], tmp_pa
     for part in ("arXiv 2310.04799", "arXiv 2311.03099", "`scale` 0.5", "`drop_rate` 0.1", "| lm_head.weight |"):
         assert part in card
     assert "Built with" not in card
+    assert not (tmp_path / "out" / "NOTICE").exists()
     assert (tmp_path / "out" / "LICENSE").read_text() == "terms"
     for role in models:  # the vocabulary's size is in the configuration alone here
         edit(models[role] / "config.json", vocab_size=128256)
     run(tmp_path / "llama3", models)
     assert "Built with Meta Llama 3\n" in (tmp_path / "llama3" / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "llama3" / "NOTICE").read_text(encoding="utf-8").startswith("Meta Llama 3 is licensed under")
 
 
 def test_the_end_tokens_are_those_of_both_files(models: dict[str, Path]) -> None:
