@@ -1,8 +1,8 @@
 """`python -m data_prep extend-vocab`: gives a tokenizer Korean pieces, learnt on a corpus, behind the old ones.
 
 Every id of the base keeps its meaning, so token shards made with it stay valid; a text without Hangul gets the very
-ids it had. What belongs to the model (new rows of the embedding and the output) can be initialised from
-`extension.json`, which names for each new id the ids of the base that it stands for.
+ids it had. `python -m recipes.extend` gives the model its rows for the new pieces; `extension.json` names for each new
+id the ids of the base that it stands for.
 """
 
 import argparse

@@ -29,6 +29,8 @@ DOCUMENT_BEGINS = (BEGIN, "<s>")
 DOCUMENT_ENDS = (END, "</s>", "<|endoftext|>")
 
 Ids = npt.NDArray[np.uint32]
+Raw = bytes | str
+"""A piece: bytes in a byte-level vocabulary, text in one that falls back to bytes; an added token's text in both."""
 
 
 class Tokenizer(Protocol):
@@ -64,6 +66,12 @@ class Tokenizer(Protocol):
 
     def piece(self, id_: int) -> str:
         """Returns what one id stands for: its text, `<0xEB>` for a byte of a cut character, a special's name."""
+
+    def raw(self, id_: int) -> "Raw | None":
+        """Returns one id as the vocabulary has it; None where it has no token."""
+
+    def split(self, raw: "Raw") -> list[int]:
+        """Returns the ids by which this vocabulary writes a piece of another one, alone and as it stands there."""
 
 
 def llama3_special_tokens() -> list[str]:
@@ -116,6 +124,16 @@ class TiktokenTokenizer:
     def piece(self, id_: int) -> str:
         """See `Tokenizer`."""
         return readable(self.token_bytes(id_))
+
+    def raw(self, id_: int) -> Raw | None:
+        """See `Tokenizer`."""
+        is_special = self._first_special <= id_ < self._first_special + NUM_SPECIAL
+        return self.piece(id_) if is_special else self.token_bytes(id_)
+
+    def split(self, raw: Raw) -> list[int]:
+        """See `Tokenizer`."""
+        # the one way to join bytes that are no whole characters; private, but the same since tiktoken's first release
+        return self.encode(raw) if isinstance(raw, str) else list(self._encoding._encode_single_piece(raw))
 
     def token_bytes(self, id_: int) -> bytes:
         """Returns the bytes of one id."""

@@ -17,6 +17,7 @@ from data_prep.tokens.tokenizer_formats import (
     DOCUMENT_ENDS,
     LLAMA3_SPLIT,
     Ids,
+    Raw,
     encode_windows,
     find_special,
     join,
@@ -41,7 +42,7 @@ class HuggingFaceTokenizer:
         except ValueError as error:
             raise no_tokenizer(path, f"JSON, but {error}") from None
         self._plain.encode_special_tokens = True
-        added = self._plain.get_added_tokens_decoder()
+        self._added = added = self._plain.get_added_tokens_decoder()
         self.special_tokens = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
         self.vocab_size = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
         self.is_byte_level = '"ByteLevel"' in str(json.dumps(json.loads(data).get("decoder")))
@@ -74,6 +75,17 @@ class HuggingFaceTokenizer:
         if token is None or token in self.special_tokens:
             return str(token)
         return readable(token_bytes(token)) if self.is_byte_level else token.replace("\u2581", " ")
+
+    def raw(self, id_: int) -> Raw | None:
+        """See `Tokenizer`."""
+        token = self._plain.id_to_token(int(id_))
+        return token if token is None or id_ in self._added or not self.is_byte_level else token_bytes(token)
+
+    def split(self, raw: Raw) -> list[int]:
+        """See `Tokenizer`."""
+        if self.is_byte_level and isinstance(raw, str):
+            return self.encode(raw)
+        return [token.id for token in self._plain.model.tokenize(token_of(raw) if isinstance(raw, bytes) else raw)]
 
     def token_bytes(self, id_: int) -> bytes:
         """Returns the bytes of one id of a byte-level vocabulary."""
@@ -165,6 +177,16 @@ def token_bytes(token: str) -> bytes:
     """Returns the bytes that a token of a byte-level vocabulary stands for."""
     byte_of = bytes_of_characters()
     return bytes(byte_of[character] for character in token)
+
+
+def token_of(data: bytes) -> str:
+    """Returns the token of a byte-level vocabulary that stands for the bytes."""
+    return "".join(_characters_of_bytes()[byte] for byte in data)
+
+
+@functools.cache
+def _characters_of_bytes() -> dict[int, str]:
+    return {byte: character for character, byte in bytes_of_characters().items()}
 
 
 @functools.cache

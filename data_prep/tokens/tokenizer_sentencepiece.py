@@ -1,8 +1,10 @@
 """Sentencepiece models such as Llama-2's."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -11,6 +13,7 @@ from data_prep.tokens.tokenizer_formats import (
     DOCUMENT_BEGINS,
     DOCUMENT_ENDS,
     Ids,
+    Raw,
     encode_parts,
     encode_windows,
     find_special,
@@ -64,3 +67,22 @@ class SentencePieceTokenizer:
     def piece(self, id_: int) -> str:
         """See `Tokenizer`."""
         return self._model.id_to_piece(int(id_)).replace(SPACE, " ")
+
+    def raw(self, id_: int) -> Raw | None:
+        """See `Tokenizer`."""
+        return str(self._model.id_to_piece(int(id_)))
+
+    def split(self, raw: Raw) -> list[int]:
+        """See `Tokenizer`."""
+        assert isinstance(raw, str), "of a byte-level vocabulary"
+        return list(self._literal.encode(raw.replace(SPACE, " ")))
+
+    @functools.cached_property
+    def _literal(self) -> sentencepiece.SentencePieceProcessor:
+        """The same model, which adds no space in front and takes none away."""
+        from sentencepiece import sentencepiece_model_pb2  # needs protobuf, which nothing that only encodes does
+
+        proto: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+        model = proto.ModelProto.FromString(self.path.read_bytes())
+        model.normalizer_spec.add_dummy_prefix = model.normalizer_spec.remove_extra_whitespaces = False
+        return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())

@@ -6,7 +6,6 @@ byte fallback (sentencepiece, tokenizer.json of Llama-2's kind) it is a piece or
 
 import base64
 import collections
-import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ import regex
 
 from data_prep.document import CorpusError
 from data_prep.tokens.tokenizer_formats import LLAMA3_SPLIT, TiktokenTokenizer, Tokenizer
-from data_prep.tokens.tokenizer_json import HuggingFaceTokenizer, bytes_of_characters, merges_of
+from data_prep.tokens.tokenizer_json import HuggingFaceTokenizer, merges_of, token_of
 from data_prep.tokens.tokenizer_sentencepiece import SPACE, SentencePieceTokenizer
 from data_prep.tokens.vocab_learning import HANGUL
 
@@ -276,12 +275,7 @@ def _fallback_ids(id_of: Mapping[str, int], symbol: str) -> list[int]:
 
 
 def _as_token(symbol: Symbol) -> str:
-    return "".join(_character_of()[byte] for byte in symbol) if isinstance(symbol, bytes) else symbol
-
-
-@functools.cache
-def _character_of() -> dict[int, str]:
-    return {byte: character for character, byte in bytes_of_characters().items()}
+    return token_of(symbol) if isinstance(symbol, bytes) else symbol
 
 
 def _no_bpe(tokenizer: Tokenizer) -> CorpusError:

@@ -23,6 +23,7 @@ from recipes.training.model import weights
 from recipes.training.model.adapter_files import fingerprint, load_base
 from recipes.training.model.adapters import adapter_layout, seed_dropout
 from recipes.training.model.decoder import Architecture, build_sharded_model, stated_architecture
+from recipes.training.model.freezing import keeps_base
 from recipes.training.monitoring.metrics import describe_run, versions
 from recipes.training.monitoring.observers import Observers, open_metrics
 from recipes.training.monitoring.profiling import step_profiler
@@ -57,7 +58,7 @@ def run_training(cfg: DictConfig, name: str, data: DataPlan) -> int:
         data: what to train on.
 
     Returns:
-        0 when all steps are done, `REQUEUE_EXIT_CODE` when the run was asked to end early.
+        0 when all steps are done or the run was asked to end for good, `REQUEUE_EXIT_CODE` when it was asked to stop.
 
     Raises:
         ConfigError: weights or world size do not fit.
@@ -75,14 +76,15 @@ def run_training(cfg: DictConfig, name: str, data: DataPlan) -> int:
         store = stack.enter_context(open_store(cfg, data, world))
         run, started = build_run(cfg, data, world), time.perf_counter()
         set_timeouts(cfg.limits.collective_seconds)
+        latest = store.newest_sound()
         if cfg.adapter:
             load_base(run.model, *open_weights(cfg.weights), cfg.seed)
-        if latest := store.newest_sound():
-            restore(run, validation, cfg, store, latest)
-        elif not cfg.weights:
-            weights.initialise(run.model, cfg.seed)
-        elif not cfg.adapter:
+        elif cfg.weights and (latest is None or keeps_base(cfg)):
             weights.load(run.model, *open_weights(cfg.weights))
+        elif latest is None:
+            weights.initialise(run.model, cfg.seed)
+        if latest:
+            restore(run, validation, cfg, store, latest)
         control.timings.load = time.perf_counter() - started
         check_start(cfg, run.step)
         logger.info("rank %d of %d starts behind step %d of %d", world.rank, world.size, run.step, cfg.steps)
@@ -94,8 +96,8 @@ def run_training(cfg: DictConfig, name: str, data: DataPlan) -> int:
         observers = Observers(cfg, data, world, throughput, profiler, validation, metrics)
         exit_code = train(run, cfg, data, store, observers, control)
         control.enter("end", run.step)
-        on_rank_zero(world, lambda: control.conclude(run.step, is_done=exit_code == 0))
-    return leave(exit_code)
+        is_over = on_rank_zero(world, lambda: control.conclude(run.step, is_done=exit_code == 0))
+    return leave(0 if is_over else exit_code)
 
 
 def joined(cfg: DictConfig) -> AbstractContextManager[World]:
@@ -116,7 +118,7 @@ def build_run(cfg: DictConfig, data: DataPlan, world: World) -> Run:
     """Builds the sharded model, its optimizer and the rank's batches; the weights are not yet set."""
     architecture = architecture_of(cfg)
     modes = (cfg.precision, cfg.activation_checkpointing, weights_dtype(cfg), cfg.compile)
-    keys = {name: cfg[name] for name in ("attention", "cuda_graphs", "float8", "layout", "adapter")}
+    keys = {name: cfg[name] for name in ("attention", "cuda_graphs", "float8", "layout", "adapter", "trainable")}
     model = build_sharded_model(architecture, world, *modes, **keys)
     optimizer = build_optimizer(cfg, model)
     return Run(
@@ -268,5 +270,6 @@ def identity(cfg: DictConfig, data: DataPlan) -> dict[str, object]:
         "optimizer": optimizer_layout(cfg),
         "weights": cfg.weights,
         "adapter": adapter_layout(cfg.adapter),
-        "base": fingerprint(open_weights(cfg.weights)[0]) if cfg.adapter else None,
+        "trainable": None if cfg.trainable == "all" else cfg.trainable,
+        "base": fingerprint(open_weights(cfg.weights)[0]) if keeps_base(cfg) else None,
     }

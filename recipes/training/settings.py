@@ -17,6 +17,7 @@ from recipes.training.model.attention import BACKENDS, choose_backend
 from recipes.training.model.compiling import cuda_graph_problems
 from recipes.training.model.decoder import Architecture, stated_architecture
 from recipes.training.model.float8 import float8_problems
+from recipes.training.model.freezing import trainable_problems
 from recipes.training.model.layout import LayoutSettings, layout_problems, world_problems
 from recipes.training.model.tensor_parallel import tensor_parallel_problems
 from recipes.training.monitoring.profiling import ProfileSettings, profile_problems
@@ -70,6 +71,9 @@ class TrainSettings:
     """`_component_` and its arguments; recipes.training.optimization.adamw.KahanAdamW stores the parameters in bf16."""
     adapter: AdapterSettings | None = None
     """LoRA, QLoRA or DoRA: small matrices learn and the model stays as it is; null: all of the model learns."""
+    trainable: str = "all"
+    """`all`; or `embeddings`: the token embeddings and the output layer learn and the layers stay as they are, to warm
+    up the rows of new pieces. Gradients, optimizer state and checkpoints are of what learns alone."""
     embedding_lr: float | None = None
     """Learning rate of the token embeddings and the output layer; null: optimizer.lr."""
     schedule: str = "cosine"
@@ -144,6 +148,7 @@ def check_settings(cfg: DictConfig) -> list[str]:
             f"use {max(1, cfg.global_batch_tokens // cfg.seq_len) * cfg.seq_len}"
         )
     problems += saving_problems(cfg)
+    problems += trainable_problems(cfg)
     problems += schedule_problems(cfg) + optimizer_problems(cfg) + compute_problems(cfg) + parallel_problems(cfg)
     problems += validation_problems(cfg) + tracking_problems(cfg) + profile_problems(cfg) + limit_problems(cfg)
     if cfg.plan:

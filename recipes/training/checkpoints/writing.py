@@ -70,7 +70,7 @@ class _HashingStream:
 
 
 WHAT_LEARNS = StateDictOptions(ignore_frozen_params=True, strict=False)
-"""With adapters, the base is not in a checkpoint: the run loads it from where it came from."""
+"""What does not learn is not in a checkpoint: the run loads it from where it came from."""
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from configs.loader import ConfigError
 from data_prep.hf_directory import ModelDirectory
 from recipes.training.distributed import World
 from recipes.training.model.activations import spare_activations
-from recipes.training.model.adapters import add_adapters
 from recipes.training.model.attention import choose_backend, use_own_attention
 from recipes.training.model.casting import GradientSums
 from recipes.training.model.compiling import compile_layers
 from recipes.training.model.cross_entropy import Scratch, linear_cross_entropy
 from recipes.training.model.float8 import use_float8
+from recipes.training.model.freezing import freeze
 from recipes.training.model.layout import LayoutSettings, spread
 from recipes.training.model.tensor_parallel import vocabulary_cross_entropy
 
@@ -243,8 +243,9 @@ def lay_out(
     float8: str | None = None,
     layout: LayoutSettings | None = None,
     adapter: Any = None,
+    trainable: str = "all",
 ) -> Decoder:
-    """Builds on the meta device: decoder -> adapters -> attention -> float8 -> checkpointing -> compile -> sharding.
+    """Builds on the meta device: decoder -> what learns -> attention -> float8 -> checkpointing -> compile -> sharding.
 
     Args:
         architecture: the decoder's shape.
@@ -258,13 +259,13 @@ def lay_out(
         float8: recipe of the layers' matrix products, or None.
         layout: how it is spread; None: as the defaults say.
         adapter: `AdapterSettings`; None: all learns. With one `storage` is the dtype of what does not learn.
+        trainable: one of `freezing.TRAINABLE`.
     """
     # torchtune's RMSNorm computes in fp32 with a bf16 scale; torch says at each run that it takes the unfused kernel
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     with torch.device("meta"):
         model = build_model(architecture).to(storage)
-    if adapter:
-        add_adapters(model, adapter)
+    freeze(model, precision, trainable, adapter)
     backend = choose_backend(attention, world.device.type, precision, compiled)
     use_own_attention(model.layers, backend, takes_rows=attention == "auto")
     if float8:

@@ -96,7 +96,7 @@ def spread(model: nn.Module, world: World, precision: str, layout: Any) -> None:
         split_model(model, mesh["tensor"])
         mesh = mesh["replica", "shard"] if layout.replicas > 1 else mesh["shard"]
     compute: torch.dtype | None = torch.bfloat16 if precision == "bf16" else torch.float32
-    if not all(parameter.requires_grad for parameter in model.parameters()):
+    if not model.tok_embeddings.weight.requires_grad:  # type: ignore[union-attr]
         compute = None  # the base is stored in it, and adapters, which are small, are gathered in fp32
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers:

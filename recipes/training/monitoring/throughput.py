@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from recipes.training.distributed import World
 from recipes.training.model.decoder import Architecture
-from recipes.training.planning.footprint import GIB, flops_per_token
+from recipes.training.planning.footprint import GIB, flops_per_token, frozen_parts
 
 PEAK_TFLOPS = (
     (r"\bB200\b", 2250.0),
@@ -44,7 +44,7 @@ class Throughput:
     @classmethod
     def of(cls, cfg: DictConfig, architecture: Architecture, world: World) -> "Throughput":
         """Reads it from `TrainSettings`."""
-        flops = flops_per_token(architecture, cfg.seq_len, is_frozen=cfg.get("adapter") is not None)
+        flops = flops_per_token(architecture, cfg.seq_len, *frozen_parts(cfg))
         return cls(cfg.global_batch_tokens, world.size, flops, cfg.peak_tflops or known_peak(world.device))
 
     def of_step(self, seconds: float) -> dict[str, float]:

@@ -11,9 +11,8 @@ from torch import nn
 
 from configs.loader import COMPONENT, instantiate, resolve
 from recipes.training.model.decoder import plain_name
+from recipes.training.model.freezing import EMBEDDINGS
 from recipes.training.optimization.adamw import KahanAdamW, hyperparameter_problems
-
-EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
 
 
 def storage_dtype(node: DictConfig) -> torch.dtype:

@@ -12,6 +12,7 @@ from torch import nn
 from configs.loader import ConfigError, instantiate
 from recipes.training.model.attention import choose_backend
 from recipes.training.model.decoder import Architecture, build_model, stated_architecture
+from recipes.training.model.freezing import keeps_base
 from recipes.training.model.layout import world_problems
 from recipes.training.model.tensor_parallel import tensor_parallel_problems
 from recipes.training.optimization.optimizer import storage_dtype
@@ -23,6 +24,7 @@ from recipes.training.planning.footprint import (
     Precision,
     executed_flops_per_token,
     flops_per_token,
+    frozen_parts,
     memory_by_part,
     parameter_counts,
 )
@@ -96,7 +98,8 @@ def memory(
     if cfg.adapter:
         count = partial(adapter_memory, model, cfg.adapter)
     else:
-        count = partial(memory_by_part, model, tensor_parallel=cfg.layout.tensor_parallel)
+        shared, is_frozen = cfg.layout.tensor_parallel, cfg.trainable == "embeddings"
+        count = partial(memory_by_part, model, tensor_parallel=shared, layers_frozen=is_frozen)
     groups = world_size // cfg.layout.tensor_parallel
     return count(
         precision,
@@ -153,15 +156,17 @@ def _model_lines(cfg: DictConfig, model: Architecture, precision: Precision) -> 
         built = sum(p.numel() for p in build_model(model).parameters())
     counts = parameter_counts(model)
     assert built == sum(counts.values()), f"the model has {built} parameters, by parts they are {counts}"
-    is_frozen = cfg.adapter is not None
-    told = flops_per_token(model, cfg.seq_len, is_frozen)
-    executed = executed_flops_per_token(model, cfg.seq_len, cfg.activation_checkpointing, is_frozen)
+    told = flops_per_token(model, cfg.seq_len, *frozen_parts(cfg))
+    executed = executed_flops_per_token(model, cfg.seq_len, cfg.activation_checkpointing, *frozen_parts(cfg))
     backend = choose_backend("auto" if cfg.attention == "varlen" else cfg.attention, "cuda", cfg.precision, cfg.compile)
-    adapters = [adapter_line(model, cfg.adapter, precision, cfg.precision)] if cfg.adapter else []
+    learns = [adapter_line(model, cfg.adapter, precision, cfg.precision)] if cfg.adapter else []
+    if cfg.trainable == "embeddings":
+        outer = counts["embedding"] + counts["output"]
+        learns = [f"embedding and output learn, {outer:,} or {outer / built:.2%}; the layers in {cfg.precision}"]
     return [
         f"{built:,} parameters: " + ", ".join(f"{name} {count:,}" for name, count in counts.items() if count),
-        *adapters,
-        f"bytes of each{' that learns' if adapters else ''}: {precision.stored} stored, {precision.gradient} gradient, "
+        *learns,
+        f"bytes of each{' that learns' if learns else ''}: {precision.stored} stored, {precision.gradient} gradient, "
         f"{precision.optimizer:.4g} optimizer "
         f"({cfg.optimizer['_component_']}); computed in {cfg.precision}{_float8(cfg)}, attention={backend} on a GPU",
         f"GFLOP a token, sequence {cfg.seq_len:,}: {told['full'] / 1e9:.2f} with attention over the whole square, "
@@ -178,7 +183,7 @@ def _columns(cfg: DictConfig, model: Architecture, precision: Precision) -> list
     sizes = list(cfg.estimate.world_sizes)
     possible = [size for size in sizes if not world_problems(cfg.layout, size)]
     shared = cfg.layout.tensor_parallel
-    told_sent = [] if cfg.adapter else ["weights", "sums"] if shared > 1 else ["weights"]
+    told_sent = [] if keeps_base(cfg) else ["weights", "sums"] if shared > 1 else ["weights"]
     parts = {size: memory(cfg, model, precision, size, cfg.micro_batch) for size in possible}
 
     def row(name: str, tell: Callable[[int], str]) -> list[str]:
@@ -186,7 +191,7 @@ def _columns(cfg: DictConfig, model: Architecture, precision: Precision) -> list
 
     names = list(parts[possible[0]]) if possible else []
     limit = cfg.estimate.gpu_memory_gib * GIB
-    executed = executed_flops_per_token(model, cfg.seq_len, cfg.activation_checkpointing, cfg.adapter is not None)
+    executed = executed_flops_per_token(model, cfg.seq_len, cfg.activation_checkpointing, *frozen_parts(cfg))
     rate = cfg.estimate.tflops * 1e12 / executed
     days = cfg.steps * cfg.global_batch_tokens / rate / 86_400
 

@@ -8,8 +8,10 @@ saves for a Llama layer.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from recipes.training.model.decoder import Architecture
+from recipes.training.model.freezing import keeps_base
 
 GIB = 2**30
 COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
@@ -41,21 +43,30 @@ def parameter_counts(model: Architecture) -> dict[str, int]:
     }
 
 
-def flops_per_token(model: Architecture, seq_len: int, is_frozen: bool = False) -> dict[str, float]:
+def frozen_parts(cfg: Any) -> tuple[bool, bool]:
+    """Returns whether the layers' matrices, and whether the head, have no gradients of their own in a run."""
+    return keeps_base(cfg), cfg.get("adapter") is not None
+
+
+def flops_per_token(
+    model: Architecture, seq_len: int, layers_frozen: bool = False, head_frozen: bool = False
+) -> dict[str, float]:
     """Returns the floating-point operations of forward and backward by convention, none of them recomputed.
 
-    With `is_frozen`, matrices have no gradients of their own, as with adapters, whose operations are left out.
+    Frozen matrices have no gradients of their own; the operations of adapters are left out.
 
     Source: PaLM (arXiv 2204.02311), appendix B: 6 N + 12 L H Q T.
     """
     counts = parameter_counts(model)
-    matrices = counts["attention"] + counts["mlp"] + model.vocab_size * model.embed_dim
+    layers, head = counts["attention"] + counts["mlp"], model.vocab_size * model.embed_dim
     attention = 12.0 * model.num_layers * model.embed_dim * seq_len
-    products = 4 if is_frozen else 6
-    return {"full": products * matrices + attention, "causal": products * matrices + attention / 2}
+    products = (4 if layers_frozen else 6) * layers + (4 if head_frozen else 6) * head
+    return {"full": products + attention, "causal": products + attention / 2}
 
 
-def executed_flops_per_token(model: Architecture, seq_len: int, activations: str, is_frozen: bool = False) -> float:
+def executed_flops_per_token(
+    model: Architecture, seq_len: int, activations: str, layers_frozen: bool = False, head_frozen: bool = False
+) -> float:
     """Returns what is really computed per token, causal, with what `activations` computes again.
 
     The backward pass of a fused attention kernel computes the scores again: 5 products to the forward's 2. Above a
@@ -64,8 +75,8 @@ def executed_flops_per_token(model: Architecture, seq_len: int, activations: str
     counts = parameter_counts(model)
     layers = 2.0 * (counts["attention"] + counts["mlp"])
     attention = 2.0 * model.num_layers * model.embed_dim * seq_len  # forward: scores and values, half of the square
-    products = 2 if is_frozen else 3
-    plain = products * (layers + 2.0 * model.vocab_size * model.embed_dim) + 3.5 * attention
+    head = 2.0 * model.vocab_size * model.embed_dim
+    plain = (2 if layers_frozen else 3) * layers + (2 if head_frozen else 3) * head + 3.5 * attention
     return plain + (layers + attention if _recomputes_products(activations) else 0)
 
 
@@ -102,6 +113,7 @@ def memory_by_part(
     loss_chunk: int,
     keeps_gathered: bool = False,
     tensor_parallel: int = 1,
+    layers_frozen: bool = False,
 ) -> dict[str, int]:
     """Returns the bytes one GPU needs at the peak, by part.
 
@@ -116,6 +128,7 @@ def memory_by_part(
         loss_chunk: positions whose logits exist at once, 0 for all.
         keeps_gathered: whether weights stay gathered from the forward to the backward pass.
         tensor_parallel: GPUs that share each matrix.
+        layers_frozen: whether embedding and output alone learn; the rest is stored in the compute dtype.
     """
     counts = {n: c if n == "norms" else c // tensor_parallel for n, c in parameter_counts(model).items()}
     total, vocab_size = sum(counts.values()), model.vocab_size // tensor_parallel
@@ -126,13 +139,15 @@ def memory_by_part(
     num_layers, copies = (model.num_layers if keeps_gathered else 2), precision.compute
     if is_plain:  # weights stored in the compute dtype are used as they lie; others are cast in each pass
         num_layers, copies = (model.num_layers if activations == "none" else 1), copies % precision.stored
+        num_layers = 0 if layers_frozen else num_layers
+    learnt = outer if layers_frozen else total
     parts = {
-        "parameters": -(-total * precision.stored // shards),
-        "gradients": -(-total * precision.gradient // shards),
-        "optimizer": round(total * precision.optimizer / shards),
+        "parameters": -(-(learnt * precision.stored + (total - learnt) * precision.compute) // shards),
+        "gradients": -(-learnt * precision.gradient // shards),
+        "optimizer": round(learnt * precision.optimizer / shards),
         # beside the layers in flight, embeddings and output throughout
         "gathered": (outer + num_layers * layer) * copies,
-        "accumulated": total * 4 if accumulates and (not is_plain or precision.stored < 4) else 0,
+        "accumulated": learnt * 4 if accumulates and (not is_plain or precision.stored < 4) else 0,
         "activations": round(model.num_layers * saved(activations) * tokens),
         # logits in the compute dtype and fp32, and their gradient; the weight's fp32 gradient
         "loss": rows * vocab_size * (4 + 2 * precision.compute) + 4 * vocab_size * model.embed_dim,

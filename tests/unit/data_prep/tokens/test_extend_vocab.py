@@ -7,6 +7,7 @@ import sentencepiece
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers
 
 from data_prep.document import CorpusError, Document, as_row, write_jsonl
@@ -16,6 +17,7 @@ from data_prep.tokens.shards import Shards
 from data_prep.tokens.tokenizer import load_tokenizer, train_tokenizer
 from data_prep.tokens.tokenizer_formats import llama3_special_tokens
 from data_prep.tokens.vocab_learning import HANGUL, count_words, learn_merges
+from data_prep.tokens.vocab_pieces import new_pieces
 from tests.support import SHARED_DATA
 from tests.unit.data_prep.tokens.small_corpus import launch, sentencepiece_bpe, write_with_all_merges
 
@@ -305,3 +307,46 @@ def test_korean_wikipedia_needs_fewer_tokens_of_the_real_llama3_file(tmp_path):
     assert len(new.encode(held_out)) < 0.92 * len(old.encode(held_out))
     assert new.decode(new.encode(held_out)) == held_out
     assert new.special_tokens["<|eot_id|>"] == 128_009
+
+
+def test_the_old_tokenizer_writes_a_new_piece_with_the_ids_that_it_was_joined_from(pair):
+    old, new = pair
+    pieces = extension_of(new)["pieces"]
+    assert new_pieces(old, new) == {one["id"]: one["base_ids"] for one in pieces}
+    for one in pieces:
+        assert old.decode(one["base_ids"]).strip() == new.decode([one["id"]]).strip()
+
+
+def test_a_piece_is_split_as_it_stands_without_a_space_in_front(pair):
+    old, _ = pair
+    whole = b"river" if isinstance(old.raw(old.vocab_size - 300), bytes) else "river"
+    plain, spaced = old.split(whole), old.encode(" river")
+    assert old.decode(plain).strip() == "river"
+    assert plain != spaced
+    assert [old.raw(id_) for id_ in old.special_tokens.values()] == list(old.special_tokens)
+
+
+def test_new_pieces_of_another_vocabulary_are_refused(bases, made):
+    old, new = load(bases["tokenizers"]), load(made["tokenizers"])
+    with pytest.raises(
+        CorpusError, match=r"token \d+ is .*, in .* it is .* \(\d+ such ids\); an extended voca.* keeps"
+    ):
+        new_pieces(load(bases["sentencepiece"]), new)
+    with pytest.raises(CorpusError, match=r"token 610 is None, in .* it is "):
+        new_pieces(new, old)
+    with pytest.raises(CorpusError, match=r"has the 610 tokens of .* and no other; new ones are expected"):
+        new_pieces(old, old)
+
+
+def test_a_vocabulary_that_cannot_write_a_piece_is_refused(tmp_path):
+    model = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece_bpe(ENGLISH * 3, 380))
+    kept = [piece for piece in model.pieces if piece.type != piece.BYTE]
+    model.trainer_spec.byte_fallback = False
+    del model.pieces[:]
+    model.pieces.extend(kept)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.model").write_bytes(model.SerializeToString())
+        model.pieces.add(piece="강은", score=-9999.0)
+    with pytest.raises(CorpusError, match=r"is '강은', which .* cannot write \(its ids: \[0"):
+        new_pieces(load(tmp_path / "old"), load(tmp_path / "new"))
