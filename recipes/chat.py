@@ -1,128 +1,147 @@
-"""Talks with a model in the terminal, or answers one prompt.
+"""Talks with a model in the terminal, answers prompts, of several models side by side, or serves one over HTTP.
 
-tune run --nproc_per_node 1 recipes/chat.py --config configs/chat.yaml model=out/demo/models/sft prompt="안녕하세요?"
+python -m recipes.chat --config configs/chat.yaml model=out/demo/models/sft
+python -m recipes.chat --config configs/chat.yaml model=out/demo/models/sft prompt="안녕하세요?"
+python -m recipes.chat --config configs/chat/compare.yaml models.mine=out/demo/models/sft output_dir=out/compared
+python -m recipes.chat --config configs/chat.yaml model=out/demo/models/sft --serve
 """
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from configs.loader import ConfigError, existing_path, parse, positive
+from configs.loader import existing_path, one_of, parse, positive
 from data_prep.dialogue.chat_template import ChatTemplate
-from data_prep.hf_directory import ModelDirectory
-from data_prep.tokens.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokens.tokenizer import load_tokenizer
+from recipes.evaluation.compare import check_prompts, compare, read_prompts, write_comparison
 from recipes.evaluation.generate import Generator
+from recipes.evaluation.sampling import changed, own_sampling, sampling_problems
+from recipes.evaluation.serving.server import address_problems, serve
+from recipes.evaluation.talking import Talker, Wish, opening, stop_ids
+from recipes.evaluation.terminal import answer, converse
+from recipes.merging.directory import has_chat_template
 from recipes.training.distributed import choose_device
 from recipes.training.loop import open_weights
 from recipes.training.model import weights
-from recipes.training.model.decoder import build_model
+from recipes.training.model.decoder import build_model, restore_rope
+from recipes.training.monitoring.metrics import versions
 
 
 @dataclass
 class ChatConfig:
-    """A model and what is said to it."""
+    """A model and what is said to it. Sampling settings that are null are those of its generation_config.json."""
 
-    model: str = MISSING
+    model: str | None = None
     """Hugging Face directory with a chat template."""
+    models: dict[str, str] = field(default_factory=dict)
+    """Name -> directory, of models whose answers to `prompts` are to be compared; `model` then stands alone."""
     prompt: str | None = None
-    """One user turn; without it the conversation is read from the terminal."""
+    """One user turn; without it (and `prompts`) the conversation is read from the terminal."""
+    prompts: Any = None
+    """Prompts to be answered one by one: a list, or a file: .jsonl with `prompt` or `messages`, else one a line."""
     system: str | None = None
     """System turn before it."""
     max_new_tokens: int = 256
     """Longest answer."""
     max_context_tokens: int = 4096
     """Conversation and answer together, at most what the model reads; the cache is allocated for it."""
-    temperature: float = 0.0
+    temperature: float | None = None
     """0 takes the likeliest token; above 0 samples."""
+    top_k: int | None = None
+    """Sampled from so many likeliest tokens; 0 for all."""
+    top_p: float | None = None
+    """Sampled from the likeliest tokens that make up this share; 1 for all."""
+    min_p: float | None = None
+    """Least probability of a sampled token, as a share of the likeliest one's."""
+    repetition_penalty: float | None = None
+    """Above 1 what was said before becomes less likely."""
+    no_repeat_ngram_size: int | None = None
+    """No so many tokens in a row come twice; 0 for no rule."""
+    stop: list[str] = field(default_factory=list)
+    """Texts or special tokens that end an answer, besides the model's own."""
     seed: int = 0
     """Of the sampling."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    dtype: str = "auto"
+    """fp32 or bf16; auto: bf16 on a GPU."""
+    compile: bool | None = None
+    """Whether single tokens are computed by compiled layers; null: on a GPU. Pays after some hundred tokens."""
     output_dir: str | None = None
-    """Folder for answer.txt, if the answer to `prompt` is to be kept."""
+    """Folder for answer.txt, if the answer to `prompt` is to be kept; for comparison.md of `prompts`."""
+    serve: bool = field(default=False, metadata={"flag": True})
+    """Serves the model as an OpenAI-compatible endpoint; an API key is that of the variable KOTUNE_API_KEY."""
+    host: str = "127.0.0.1"
+    """Address of the endpoint."""
+    port: int = 8000
+    """Port of the endpoint; 0: a free one."""
 
 
 def check(cfg: DictConfig) -> list[str]:
     """Returns the problems of the settings."""
-    problems = existing_path(cfg, "model") + positive(cfg, "max_new_tokens", "max_context_tokens")
-    return problems + ([] if cfg.temperature >= 0 else [f"temperature: {cfg.temperature} is below 0; use 0 or more"])
+    problems = existing_path(cfg, "model", *(f"models.{name}" for name in cfg.models))
+    problems += positive(cfg, "max_new_tokens", "max_context_tokens") + one_of(cfg, "dtype", ["auto", "fp32", "bf16"])
+    problems += sampling_problems(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    if bool(cfg.model) == bool(cfg.models):
+        problems.append(f"model: {cfg.model}, models: {len(cfg.models)}; one of both is expected; set model=DIRECTORY")
+    if cfg.models and cfg.prompts is None:
+        problems.append("prompts: no value; models are compared on some; give a list or a file")
+    if cfg.prompts is not None and (cfg.prompt is not None or cfg.serve or not cfg.output_dir):
+        problems.append("prompts: they are answered into output_dir; set that, and neither prompt nor serve")
+    if isinstance(cfg.prompts, str):
+        problems += existing_path(cfg, "prompts")
+    return problems + (address_problems(cfg.host, cfg.port) if cfg.serve else [])
 
 
-def stop_ids(directory: ModelDirectory, template: ChatTemplate) -> list[int]:
-    """Returns the ids that end an answer: those of config.json, or the tokenizer's document end, and the template's."""
-    listed = directory.config.get("eos_token_id")
-    ids = listed if isinstance(listed, list) else [template.tokenizer.eos_id if listed is None else listed]
-    return list(dict.fromkeys([*ids, *([] if template.end_of_turn is None else [template.end_of_turn])]))
-
-
-def stream_text(tokens: Iterator[list[int | None]], tokenizer: Tokenizer) -> Iterator[str]:
-    """Yields the answer in pieces of whole characters."""
-    ids: list[int] = []
-    shown = ""
-    for (token,) in tokens:
-        ids += [token] if token is not None else []
-        text = tokenizer.decode(ids)
-        if not text.endswith("�"):  # a character of several tokens is not complete yet
-            yield text[len(shown) :]
-            shown = text
-
-
-def user_turns(prompt: str | None) -> Iterator[str]:
-    """Yields the one prompt, or lines from the terminal until an empty one or its end."""
-    if prompt is not None:
-        yield prompt
-        return
-    try:
-        while line := input("> ").strip():
-            yield line
-    except EOFError:
-        print()
+def open_talker(cfg: DictConfig, name: str, path: str) -> Talker:
+    """Loads a Hugging Face directory; raises ConfigError or CorpusError where it is unfit or has no chat template."""
+    directory, architecture = open_weights(path)
+    device = choose_device(cfg.device)
+    is_half = cfg.dtype == "bf16" or (cfg.dtype == "auto" and device == "cuda")
+    folder, tokenizer = Path(path), load_tokenizer(Path(path))
+    has_template = not cfg.serve or has_chat_template(folder)  # an endpoint may only complete texts
+    template = ChatTemplate.from_directory(tokenizer, folder) if has_template else None
+    with torch.device("meta"):
+        model = build_model(architecture).to(torch.bfloat16 if is_half else torch.float32)
+    model.to_empty(device=device)
+    restore_rope(model, torch.device(device))
+    weights.load(model, directory, architecture)
+    limit = min(cfg.max_context_tokens, architecture.max_seq_len)
+    generator = Generator(model, 1, limit, device == "cuda" if cfg.compile is None else cfg.compile)
+    sampling = changed(own_sampling(folder), OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    ends = stop_ids(directory, tokenizer, template)
+    return Talker(name, generator, tokenizer, template, ends, sampling, limit, architecture.vocab_size)
 
 
 @parse(ChatConfig, check)
 def main(cfg: DictConfig) -> int:
-    """Answers one prompt, or talks until an empty line."""
+    """Talks until an empty line; or answers prompts; or serves."""
     if os.environ.get("RANK", "0") != "0":
         return 0
-    torch.manual_seed(cfg.seed)
-    directory, architecture = open_weights(cfg.model)
-    tokenizer = load_tokenizer(Path(cfg.model))
-    template = ChatTemplate.from_directory(tokenizer, Path(cfg.model))
-    model = build_model(architecture)
-    weights.load(model, directory, architecture)
-    limit = min(cfg.max_context_tokens, architecture.max_seq_len)
-    generator = Generator(model.to(choose_device(cfg.device)), 1, limit)
-
-    def choose(logits: torch.Tensor) -> torch.Tensor:
-        if cfg.temperature == 0:
-            return logits.argmax(-1)
-        return torch.multinomial((logits / cfg.temperature).softmax(-1), 1)[:, 0]
-
-    answer = ""
-    messages = [{"role": "system", "content": cfg.system}] if cfg.system else []
-    for turn in user_turns(cfg.prompt):
-        messages.append({"role": "user", "content": turn})
-        prompt = template.prompt(messages)
-        if len(prompt) >= limit:
-            raise ConfigError("prompt", [f"has {len(prompt)} tokens; {limit} are the limit; shorten it"])
-        answer = ""
-        tokens = generator.stream([prompt], stop_ids(directory, template), cfg.max_new_tokens, choose)
-        for piece in stream_text(tokens, tokenizer):
-            answer += piece
-            print(piece, end="", flush=True)
-        print()
-        if answer.strip():
-            messages.append({"role": "assistant", "content": answer})
-        else:
-            messages.pop()  # an empty turn is refused by the template
-            print("(no answer)")
-    if cfg.output_dir and cfg.prompt:
-        Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(cfg.output_dir) / "answer.txt").write_text(f"{cfg.prompt}\n{answer}\n", encoding="utf-8")
+    name = Path(cfg.model).resolve().name if cfg.model else ""
+    wish = Wish(max_new_tokens=cfg.max_new_tokens, stop=tuple(cfg.stop), seed=cfg.seed)
+    if cfg.prompts is not None:
+        prompts = read_prompts(OmegaConf.to_container(cfg)["prompts"], cfg.system)  # type: ignore[index,call-overload]
+        check_prompts(models := cfg.models or {name: cfg.model}, prompts, cfg.max_context_tokens)
+        rows = compare(models, lambda *one: open_talker(cfg, *one), prompts, wish)
+        facts = {"config": OmegaConf.to_container(cfg), "versions": versions()}
+        print(write_comparison(Path(cfg.output_dir), rows, facts))
+        return 0
+    talker = open_talker(cfg, name, cfg.model)
+    wish = replace(wish, sampling=talker.sampling)
+    if cfg.serve:
+        serve(talker, cfg.host, cfg.port, wish)
+    elif cfg.prompt is None:
+        converse(talker, wish, cfg.system)
+    else:
+        text = answer(talker, opening(cfg.system, cfg.prompt), wish)[0]
+        if cfg.output_dir:
+            (made := Path(cfg.output_dir)).mkdir(parents=True, exist_ok=True)
+            (made / "answer.txt").write_text(f"{cfg.prompt}\n{text}\n", encoding="utf-8")
     return 0
 
 

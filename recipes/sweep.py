@@ -89,7 +89,7 @@ def score(
     decoder = build_model(architecture)
     fill(decoder, plan, architecture)
     candidate = Candidate(decoder.to(choose_device(cfg.device)).eval(), template.tokenizer, template)
-    row: dict[str, Any] = score_text(candidate, limits, cfg.documents)  # first: answering leaves a cache in the model
+    row: dict[str, Any] = score_text(candidate, limits, cfg.documents)
     figures, answers = score_answers(candidate, limits, prompts, [])
     return row | {key: value for key, value in figures.items() if value is not None}, answers
 

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint of one model, for trying a checkpoint."""
