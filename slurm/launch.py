@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 TRAINING = ("recipes.cpt", "recipes.sft")
 """Recipes that spread over nodes, and whose run folder takes a stop request, a fence and a heartbeat."""
-RECIPES = (*TRAINING, "recipes.chat_vector", "recipes.evaluate")
+RECIPES = (*TRAINING, "recipes.chat_vector", "recipes.evaluate", "recipes.evaluate_run")
 """Modules with an sbatch file of their own."""
 
 

@@ -7,7 +7,9 @@ import recipes.chat
 import recipes.chat_vector
 import recipes.cpt
 import recipes.evaluate
+import recipes.evaluate_run
 import recipes.export
+import recipes.extend
 import recipes.harness
 import recipes.sft
 import recipes.sweep
@@ -27,9 +29,11 @@ SCHEMAS = {
     "sft": recipes.sft.SftConfig,
     "chat_vector": recipes.chat_vector.ChatVectorConfig,
     "evaluate": recipes.evaluate.EvaluateConfig,
+    "evaluate_run": recipes.evaluate_run.EvaluateRunConfig,
     "harness": recipes.harness.HarnessConfig,
     "sweep": recipes.sweep.SweepConfig,
     "export": recipes.export.ExportConfig,
+    "extend": recipes.extend.ExtendConfig,
     "pipelines": PipelineConfig,
     "chat": recipes.chat.ChatConfig,
     "mixture": MixtureConfig,

@@ -50,15 +50,25 @@ class Control:
         self.stop.validation_is_due, self.timings.save = validation_is_due, save_seconds
         self.enter("step", step)
 
-    def conclude(self, step: int, is_done: bool) -> None:
-        """Writes down behind the last checkpoint that all steps are done, or tells why not; for rank 0."""
-        self.stop.take_back()
+    def conclude(self, step: int, is_done: bool) -> bool:
+        """Writes down behind the last checkpoint that the run is over, or tells why it stopped; for rank 0.
+
+        Returns:
+            Whether it is over: all steps are done, or it was asked to end for good.
+        """
+        ended = self.stop.take_back()
         if is_done:
             note_finished(self.folder, step)
-            return
-        text = f"stopped behind step {step}: {self.stop.reason or 'another rank was asked to'}; start again to go on"
+            return True
+        if ended:
+            note_finished(self.folder, step, ended)
+            text = f"ended behind step {step}: {ended}"
+        else:
+            why = self.stop.reason or "another rank was asked to"
+            text = f"stopped behind step {step}: {why}; start again to go on"
         logging.getLogger("kotune").info(text)
         print(text, flush=True)
+        return bool(ended)
 
 
 class ValidationStop:

@@ -37,9 +37,15 @@ class Heartbeat:
         )
 
 
-def note_finished(folder: Path, step: int) -> None:
-    """Writes that all steps are done; the exit code says it too, but torchrun does not pass that on."""
-    write_json(folder / FINISHED, {"step": step})
+def note_finished(folder: Path, step: int, reason: str = "") -> None:
+    """Writes that the run is over; the exit code says it too, but torchrun does not pass that on.
+
+    Args:
+        folder: the run folder.
+        step: the last one.
+        reason: why it ended before all steps were done.
+    """
+    write_json(folder / FINISHED, {"step": step} | ({"reason": reason} if reason else {}))
 
 
 def clear_finished(folder: Path) -> None:

@@ -15,6 +15,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 """torchrun forwards the first three; Slurm and its users send the others."""
 STOP_FILE = "stop"
 """In the run folder; its presence, with any content, asks the run to save and to leave."""
+END = "end:"
+"""What the stop file begins with when the run shall not go on later; the reason follows."""
 DEADLINES = ("KOTUNE_DEADLINE", "SLURM_JOB_END_TIME")
 """Environment variables with the job's end in Unix seconds; the first one that is set counts."""
 SLOW_STEP = 0.95
@@ -151,6 +153,15 @@ class StopRequests:
                 return f"{self._file} exists"
         return ""
 
-    def take_back(self) -> None:
-        """Removes the stop file, so that the next start runs; for rank 0, behind the checkpoint."""
+    def take_back(self) -> str:
+        """Removes the stop file, so that the next start runs; for rank 0, behind the checkpoint.
+
+        Returns:
+            Why the run shall end for good, as the file says; empty where it may go on later.
+        """
+        try:
+            text = self._file.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return ""
         self._file.unlink(missing_ok=True)
+        return text.removeprefix(END).strip() or "asked to" if text.startswith(END) else ""

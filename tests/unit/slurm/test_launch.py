@@ -27,6 +27,8 @@ from tests.support import ROOT
         ),
         ("tune run --nproc_per_node 1 recipes/evaluate.py --config c.yaml", "recipes.evaluate", "--config c.yaml", 1,
          "evaluate.sbatch"),
+        ("python -m recipes.evaluate_run --config c --watch", "recipes.evaluate_run", "--config c --watch", 1,
+         "evaluate_run.sbatch"),
         ("python -m data_prep clean --out x", None, "python -m data_prep clean --out x", 1, "data_prep.sbatch"),
         ("python -m recipes.export --config c", None, "python -m recipes.export --config c", 1, "command.sbatch"),
         ("tune run recipes/export.py --config c", None, "tune run recipes/export.py --config c", 1, "command.sbatch"),

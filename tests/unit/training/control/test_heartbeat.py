@@ -24,6 +24,11 @@ def test_a_heartbeat_is_written_at_most_once_a_second_but_at_each_new_phase(tmp_
     assert json.loads(path.read_text())["step"] == 3
 
 
+def test_a_run_that_was_asked_to_end_says_why(tmp_path):
+    note_finished(tmp_path, 7, "no gain")
+    assert json.loads((tmp_path / "finished.json").read_text()) == {"step": 7, "reason": "no gain"}
+
+
 def test_finished_is_taken_back_when_the_run_goes_on(tmp_path):
     note_finished(tmp_path, 7)
     assert json.loads((tmp_path / "finished.json").read_text()) == {"step": 7}

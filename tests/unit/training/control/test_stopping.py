@@ -99,6 +99,18 @@ def test_the_stop_file_is_seen_by_rank_zero_and_taken_back(tmp_path):
     assert not requests(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"), [("", ""), ("pause", ""), ("end: no gain\n", "no gain"), ("end:", "asked to")]
+)
+def test_a_stop_file_may_say_that_the_run_shall_not_go_on(tmp_path, content, reason):
+    (tmp_path / "stop").write_text(content)
+    asked = requests(tmp_path)
+    assert asked
+    assert asked.take_back() == reason
+    assert asked.take_back() == ""  # it is gone
+    assert not (tmp_path / "stop").exists()
+
+
 def test_signals_are_noted_and_the_first_is_told(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with stop_signals() as received:
