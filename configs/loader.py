@@ -76,7 +76,7 @@ def load(
             try:
                 if _swaps_component(cfg, layer, key):
                     cfg[key] = {}
-                cfg = OmegaConf.merge(cfg, {key: layer[key]})
+                cfg = OmegaConf.merge(cfg, {key: layer._get_node(key)})  # ${...} of a base sees this file's values
             except (OmegaConfBaseException, TypeError, ValueError) as error:
                 problems.append(f"{key} ({origin}): {str(error).splitlines()[0]}")
     wrong = {problem.split(" ")[0].split(":")[0] for problem in problems}

@@ -58,6 +58,13 @@ def test_missing_values_are_all_named(tmp_path):
         load(Toy, write(tmp_path, "steps: 3\n"))
 
 
+def test_what_a_base_interpolates_are_the_values_of_the_file_above_it(tmp_path):
+    write(tmp_path, "output_dir: a\nsteps: 1\nnote: ${output_dir}/b\n", "base.yaml")
+    path = write(tmp_path, "base: base.yaml\noutput_dir: c\n")
+    assert load(Toy, path).note == "c/b"
+    assert load(Toy, path, ["output_dir=d"]).note == "d/b"
+
+
 def test_a_base_has_no_base(tmp_path):
     write(tmp_path, "base: other.yaml\n", "base.yaml")
     with pytest.raises(ConfigError, match="has a base itself; one level is allowed"):
