@@ -15,11 +15,14 @@ demo: install
 	@$(BIN)/python -m recipes.evaluation.report out/demo/report.json
 	@echo && echo "with loss curves and all answers: out/demo/report.html"
 
+# Tests mostly wait for the processes they start: two at a time, one thread each, keep two cores busy.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: install
-	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not gpu" $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
