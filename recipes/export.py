@@ -25,13 +25,13 @@ from recipes.evaluation.report.tables import markdown_table, scores_by_task, tex
 from recipes.training.checkpoints.checkpoint import latest_checkpoint, read_state
 from recipes.training.checkpoints.chosen import chosen_checkpoint
 from recipes.training.checkpoints.folder import check_files
+from recipes.training.export import files
+from recipes.training.export.card import lineage_of, model_card, stage_of
+from recipes.training.export.gate import run_gate
+from recipes.training.export.settings import ExportConfig, check, generation_config
+from recipes.training.export.tokenizer import write_tokenizer_files
 from recipes.training.loop import open_weights
-from recipes.training.model import export_files
-from recipes.training.model.card import lineage_of, model_card, stage_of
 from recipes.training.model.decoder import Architecture
-from recipes.training.model.export_gate import run_gate
-from recipes.training.model.export_settings import ExportConfig, check, generation_config
-from recipes.training.model.export_tokenizer import write_tokenizer_files
 
 
 def read_run(run: Path, which: str) -> tuple[DictConfig, Path, Architecture]:
@@ -70,13 +70,13 @@ def write_files(
     cfg: DictConfig, trained: DictConfig, checkpoint: Path, shape: Architecture, folder: Path
 ) -> tuple[str, str]:
     """Writes tokenizer, weights and settings; returns in words what the weights are, and what the gate found."""
-    read = partial(export_files.read_parameter, checkpoint)
+    read = partial(files.read_parameter, checkpoint)
     bos_id, end_ids, pad = write_tokenizer_files(cfg, trained, folder)
     kept = cfg.adapter == "keep"  # PEFT loads them over the base as it lies on disk
-    parameters = export_files.model_shapes(shape)
-    reader = export_files.model_reader(trained, shape, read, parameters, as_trained=not kept)
+    parameters = files.model_shapes(shape)
+    reader = files.model_reader(trained, shape, read, parameters, as_trained=not kept)
     if kept:
-        export_files.write_adapters(folder, trained, shape, read, cfg.adapter_base or trained.weights)
+        files.write_adapters(folder, trained, shape, read, cfg.adapter_base or trained.weights)
         written = f"{trained.adapter.kind} adapters"
     else:
         dtype, torch_dtype = ("BF16", "bfloat16") if cfg.dtype == "bf16" else ("F32", "float32")
@@ -84,7 +84,7 @@ def write_files(
         write_json(folder / "config.json", config)
         ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")} | pad
         write_json(folder / "generation_config.json", generation_config(cfg, ids))
-        export_files.write_model(folder, reader, parameters, shape, dtype)
+        files.write_model(folder, reader, parameters, shape, dtype)
         written = f"{dtype} weights{' with the adapters' if trained.get('adapter') else ''}"
     return written, run_gate(cfg, trained, shape, reader, folder)
 
@@ -121,7 +121,7 @@ def main(cfg: DictConfig) -> int:
         refuse_impossible(cfg, trained)
         state = read_state(checkpoint)
         check_files(checkpoint)
-        export_files.check_base(trained, state)
+        files.check_base(trained, state)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         written, gate = write_files(cfg, trained, checkpoint, architecture, unfinished)

@@ -19,12 +19,13 @@ from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.dialogue.named_templates import ALPACA
 from data_prep.tokens.tokenizer import load_tokenizer
 from recipes import export
+from recipes.training.export import gate as export_gate
+from recipes.training.export.tokenizer import ExportError, check_tokenizer
 from recipes.training.loop import open_weights
-from recipes.training.model import export_gate, weights
+from recipes.training.model import weights
 from recipes.training.model.adapter_files import parameter_shapes
 from recipes.training.model.adapters import AdapterSettings
 from recipes.training.model.decoder import build_model
-from recipes.training.model.export_tokenizer import ExportError, check_tokenizer
 from tests.support import answering_llama, launch, run_here, tiny_llama, tiny_tokenizer, write_run
 
 HEADER = "---\nlicense: llama3\nbase_model: meta-llama/Meta-Llama-3-8B\nlanguage: [en]\n---\n# Meta's own card\n"

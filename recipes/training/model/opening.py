@@ -13,7 +13,8 @@ from data_prep.dialogue.chat_template import stored_templates
 from data_prep.dialogue.named_templates import OWN
 from data_prep.hf_directory import ModelDirectory
 from recipes.training.checkpoints.folder import STATE, latest_checkpoint, read_state
-from recipes.training.model import export_files, weights
+from recipes.training.export import files
+from recipes.training.model import weights
 from recipes.training.model.decoder import Architecture, Decoder, build_model, restore_rope, stated_architecture
 
 
@@ -87,10 +88,10 @@ def open_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     if source.trained is None:
         weights.load(model, ModelDirectory.open(source.path), source.architecture)
         return model.eval()
-    export_files.check_base(source.trained, read_state(source.path))
+    files.check_base(source.trained, read_state(source.path))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    read = partial(export_files.read_parameter, source.path)
-    reader = export_files.model_reader(source.trained, source.architecture, read, shapes)
+    read = partial(files.read_parameter, source.path)
+    reader = files.model_reader(source.trained, source.architecture, read, shapes)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(reader(name))
     return model.eval()

@@ -19,9 +19,9 @@ from data_prep.dialogue.chat_template import ChatTemplate
 from data_prep.hf_directory import ModelDirectory
 from data_prep.tokens.tokenizer import Tokenizer, load_tokenizer
 from recipes.training.distributed import choose_device
+from recipes.training.export.files import Read
+from recipes.training.export.tokenizer import ExportError, chat_template, check_tokenizer, tokenizer_source
 from recipes.training.model.decoder import Architecture, build_model, materialise
-from recipes.training.model.export_files import Read
-from recipes.training.model.export_tokenizer import ExportError, chat_template, check_tokenizer, tokenizer_source
 
 GATES = ("transformers", "weights")
 READ_BACK = "the weights were read back bit for bit; no other library was asked"

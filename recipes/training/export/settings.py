@@ -12,7 +12,7 @@ from data_prep.dialogue.named_templates import name_problems
 from data_prep.lineage import MANIFEST
 from data_prep.model_card import licence_of, name_problem
 from recipes.training.checkpoints.chosen import choice_problems
-from recipes.training.model.export_gate import GATES, PROMPTS, missing_packages
+from recipes.training.export.gate import GATES, PROMPTS, missing_packages
 
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]{0,95}")
 """OWNER/NAME on the Hub."""
