@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import settings
 
+from tests.support import ROOT
+
 # A shared machine may stall any example for a second; pytest-timeout ends what hangs.
 settings.register_profile("kotune", deadline=None)
 settings.load_profile("kotune")
@@ -11,9 +13,5 @@ settings.load_profile("kotune")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a file in one of pytest-xdist's processes, for their fixtures, and all that need the Slurm."""
     for item in items:
-        folder = item.path.parent.name
-        item.add_marker(
-            pytest.mark.xdist_group(
-                folder if folder == "slurm" and "unit" not in item.path.parts else item.nodeid.split("::")[0]
-            )
-        )
+        needs_slurm = item.path.parent == ROOT / "tests" / "slurm"
+        item.add_marker(pytest.mark.xdist_group("slurm" if needs_slurm else item.nodeid.split("::")[0]))
