@@ -42,7 +42,7 @@ def road(request, tmp_path_factory, mirror):
     name, checkpoints = request.param, tmp_path_factory.mktemp(request.param) / "work/checkpoints"
     with serving() as server:
         tables = {
-            "pipelines/llama3_1_8b_ko.yaml": {"vars.dialogues": 12},
+            "pipelines/llama3_llams_8b.yaml": {"vars.dialogues": 12},
             "data/dialogue_gemini.yaml": {"base_url": server.url, "requests_per_minute": 6000},
         }
         if "70b" in name:
