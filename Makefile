@@ -16,7 +16,7 @@ demo: install
 	@echo && echo "with loss curves and all answers: out/demo/report.html"
 
 # Tests mostly wait for the processes they start: two at a time, one thread each, keep two cores busy.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test: install
 	$(PYTEST) $(PYTEST_ARGS)

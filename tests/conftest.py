@@ -1,17 +1,27 @@
 """What holds for all tests."""
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
-
-from tests.support import ROOT
+from xdist.scheduler import LoadScopeScheduling
 
 # A shared machine may stall any example for a second; pytest-timeout ends what hangs.
 settings.register_profile("kotune", deadline=None)
 settings.load_profile("kotune")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file in one of pytest-xdist's processes, for their fixtures, and all that need the Slurm."""
-    for item in items:
-        needs_slurm = item.path.parent == ROOT / "tests" / "slurm"
-        item.add_marker(pytest.mark.xdist_group("slurm" if needs_slurm else item.nodeid.split("::")[0]))
+class ByFile(LoadScopeScheduling):
+    """Keeps the tests of a file in one process, for their fixtures, and all of tests/slurm: two clusters share ports.
+
+    pytest-xdist's own `loadgroup` does nothing under pytest 9.2: it adds the group to a name that is no longer read.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "tests/slurm" if file.startswith("tests/slurm/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Has pytest-xdist share out the tests that way."""
+    return ByFile(config, log)

@@ -170,9 +170,10 @@ def _conclude(
     if choice and rows[-1]["step"] > 0:
         keep_best(run, choice)  # before the row: killed in between, the checkpoint is scored again
     record(run, row, answers)
-    unpin(run, row["step"])
     if choice is None:
-        return
+        return  # the best may be any of them: all stay pinned
+    for step in known:
+        unpin(run, step)
     replay = replay_share(run, cfg.guard)
     table = retention(rows, cfg.guard, cfg.max_rise, lambda rise: suggest(rise, cfg.max_rise, replay))
     write_retention(run, table, choice.step)

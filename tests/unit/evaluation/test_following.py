@@ -147,12 +147,17 @@ def test_a_best_checkpoint_that_is_gone_is_told(run):
 
 
 def test_jobs_that_end_before_the_starts_leave_the_verdict_to_it(run):
-    pin(run, checkpoint(run, 10))
-    score(run, 10, 2.5)
+    for step, ko in ((10, 2.5), (20, 2.6)):
+        path = checkpoint(run, step)
+        pin(run, path)
+        remove(path)  # as the run's retention does
+        score(run, step, ko)
     assert not (run / "best.json").exists()
+    assert waiting(run, []) == []
     score(run, 0, 3.0)
-    assert chosen_checkpoint(run, "best").name == "step-00000010"
-    assert len(json.loads((run / "retention.json").read_text())["rows"]) == 2
+    assert chosen_checkpoint(run, "best") == run / "best" / "step-00000010"
+    assert list((run / following.PINNED).iterdir()) == []
+    assert len(json.loads((run / "retention.json").read_text())["rows"]) == 3
 
 
 def test_the_rule_asks_the_run_to_end_for_good(run):
