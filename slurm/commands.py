@@ -62,6 +62,18 @@ def host_names(node_list: str) -> list[str]:
     return slurm("scontrol", "show", "hostnames", node_list).split()
 
 
+def excluded_nodes(job_id: str) -> list[str]:
+    """Returns the nodes that a job must not get."""
+    match = re.search(r"\bExcNodeList=(\S+)", slurm("scontrol", "show", "job", "--oneliner", job_id))
+    return [] if match is None or match[1] == "(null)" else host_names(match[1])
+
+
+def partition_nodes(job_id: str) -> set[str]:
+    """Returns all nodes of a job's partition, or of its partitions, up or down."""
+    partition = slurm("squeue", "--noheader", "--jobs", job_id, "--format=%P").strip()
+    return set(slurm("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N").split())
+
+
 def node_address(node: str) -> str:
     """Returns the address by which Slurm reaches a node: its name need not resolve on the others."""
     match = re.search(r"\bNodeAddr=(\S+)", slurm("scontrol", "show", "node", "--oneliner", node))

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.loader import ConfigError
-from slurm.commands import SlurmError, host_names, job_end_time, node_address, slurm
+from slurm.commands import (
+    SlurmError,
+    excluded_nodes,
+    host_names,
+    job_end_time,
+    node_address,
+    partition_nodes,
+    slurm,
+)
 from slurm.launch import RECIPES, Launch, launch_of, run_folder
 
 RANK = "slurm/rank.sh"
@@ -187,12 +195,24 @@ class Job:
         return True
 
     def exclude_bad_nodes(self) -> None:
-        """Keeps the bad nodes out of the job that was just requeued: only now is it one that may be changed."""
+        """Keeps the bad nodes out of the job that was just requeued: only now is it one that may be changed.
+
+        What it leaves out already, by its user's wish or since an earlier requeue, stays out. Where too few nodes would
+        remain, they are not excluded: a job that waits for ever tells nothing.
+        """
         if not self.bad_nodes:
             return
+        needed = len({*self.nodes, *self.bad_nodes})
         for _ in range(10):
             try:
-                slurm("scontrol", "update", f"jobid={self.id}", f"ExcNodeList={','.join(self.bad_nodes)}", tries=1)
+                excluded = sorted({*excluded_nodes(self.id), *self.bad_nodes})
+                remaining = len(partition_nodes(self.id) - set(excluded))
+                if remaining < needed:
+                    bad = " ".join(self.bad_nodes)
+                    told = f"{bad} not excluded: {remaining} nodes of the partition would remain, {needed} are needed"
+                    print(told, file=sys.stderr, flush=True)
+                    return
+                slurm("scontrol", "update", f"jobid={self.id}", f"ExcNodeList={','.join(excluded)}", tries=1)
                 return
             except SlurmError as error:
                 print(f"bad nodes not excluded yet: {error}", file=sys.stderr, flush=True)

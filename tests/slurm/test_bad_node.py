@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.lineage import sha256_file
+from slurm.commands import excluded_nodes
+from slurm.job import Job
 from tests.recipes.conftest import write_cpt_config
 from tests.slurm.conftest import Cluster
 from tests.support import losses, random_shards
@@ -56,3 +58,26 @@ def test_a_bad_node_is_left_out_or_excluded_at_the_requeue(
     table = next(Path(healthy.folder / "jobs" / job / "attempt-0").glob("preflight-0.log")).read_text()
     assert "n2: " in table
     assert len(losses(run)) == 4
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "bad", "excluded", "told"),
+    [
+        (2, ["n2"], ["n1", "n2"], ""),
+        (2, ["n2", "n3"], ["n1"], "n2 n3 not excluded: 1 nodes of the partition would remain, 2 are needed\n"),
+        (3, ["n2"], ["n1"], "n2 not excluded: 2 nodes of the partition would remain, 3 are needed\n"),
+    ],
+)
+def test_nodes_are_excluded_beside_those_that_are_already_while_enough_remain(
+    healthy, monkeypatch, capfd, num_nodes, bad, excluded, told
+):
+    for name, value in healthy.environment.items():
+        monkeypatch.setenv(name, value)
+    job = healthy.sbatch("cpt.sbatch", "--config", "none.yaml", options=("--hold", "--exclude=n1", "--nodes=2"))
+    allocation = {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": f"n[2-{1 + num_nodes}]"}
+    attempt = Job.from_environment(allocation, ["command", "true"])
+    attempt.drop(bad)
+    capfd.readouterr()
+    attempt.exclude_bad_nodes()
+    assert excluded_nodes(job) == excluded
+    assert capfd.readouterr().err == told
