@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.loader import existing_path, one_of, parse, positive
 from data_prep.dialogue.chat_template import ChatTemplate
+from data_prep.hf_directory import ModelDirectory
 from data_prep.tokens.tokenizer import load_tokenizer
 from recipes.evaluation.compare import check_prompts, compare, read_prompts, write_comparison
 from recipes.evaluation.generate import Generator
@@ -25,9 +26,7 @@ from recipes.evaluation.talking import Talker, Wish, opening, stop_ids
 from recipes.evaluation.terminal import answer, converse
 from recipes.merging.directory import has_chat_template
 from recipes.training.distributed import choose_device
-from recipes.training.loop import open_weights
-from recipes.training.model import weights
-from recipes.training.model.decoder import build_model, restore_rope
+from recipes.training.model.opening import find_model, open_model
 from recipes.training.monitoring.metrics import versions
 
 
@@ -99,22 +98,18 @@ def check(cfg: DictConfig) -> list[str]:
 
 def open_talker(cfg: DictConfig, name: str, path: str) -> Talker:
     """Loads a Hugging Face directory; raises ConfigError or CorpusError where it is unfit or has no chat template."""
-    directory, architecture = open_weights(path)
-    device = choose_device(cfg.device)
+    directory = ModelDirectory.open(path)
+    folder, tokenizer, device = directory.path, load_tokenizer(directory.path), choose_device(cfg.device)
     is_half = cfg.dtype == "bf16" or (cfg.dtype == "auto" and device == "cuda")
-    folder, tokenizer = Path(path), load_tokenizer(Path(path))
     has_template = not cfg.serve or has_chat_template(folder)  # an endpoint may only complete texts
     template = ChatTemplate.from_directory(tokenizer, folder) if has_template else None
-    with torch.device("meta"):
-        model = build_model(architecture).to(torch.bfloat16 if is_half else torch.float32)
-    model.to_empty(device=device)
-    restore_rope(model, torch.device(device))
-    weights.load(model, directory, architecture)
-    limit = min(cfg.max_context_tokens, architecture.max_seq_len)
+    source = find_model(folder)
+    model = open_model(source, torch.device(device), torch.bfloat16 if is_half else torch.float32)
+    limit = min(cfg.max_context_tokens, source.architecture.max_seq_len)
     generator = Generator(model, 1, limit, device == "cuda" if cfg.compile is None else cfg.compile)
     sampling = changed(own_sampling(folder), OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     ends = stop_ids(directory, tokenizer, template)
-    return Talker(name, generator, tokenizer, template, ends, sampling, limit, architecture.vocab_size)
+    return Talker(name, generator, tokenizer, template, ends, sampling, limit, source.architecture.vocab_size)
 
 
 @parse(ChatConfig, check)

@@ -12,9 +12,9 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from configs.loader import ConfigError, parse
 from data_prep.hub_upload import push
@@ -22,33 +22,15 @@ from data_prep.lineage import write_json, write_manifest
 from data_prep.model_card import CARD, licence_files, licence_of, read_header, write_notice
 from recipes.evaluation.report.sources import read_sources
 from recipes.evaluation.report.tables import markdown_table, scores_by_task, text_table
-from recipes.training.checkpoints.checkpoint import latest_checkpoint, read_state
 from recipes.training.checkpoints.chosen import chosen_checkpoint
-from recipes.training.checkpoints.folder import check_files
+from recipes.training.checkpoints.folder import check_files, read_state
 from recipes.training.export import files
 from recipes.training.export.card import lineage_of, model_card, stage_of
 from recipes.training.export.gate import run_gate
 from recipes.training.export.settings import ExportConfig, check, generation_config
 from recipes.training.export.tokenizer import write_tokenizer_files
-from recipes.training.loop import open_weights
 from recipes.training.model.decoder import Architecture
-
-
-def read_run(run: Path, which: str) -> tuple[DictConfig, Path, Architecture]:
-    """Returns the run's configuration, a checkpoint (see `chosen_checkpoint`) and the model's shape.
-
-    Raises:
-        ConfigError: the folder is no run folder or has no complete checkpoint.
-        CheckpointError: it has none such.
-    """
-    if latest_checkpoint(run / "checkpoints") is None or not (run / "config.yaml").is_file():
-        raise ConfigError(run, ["holds no complete checkpoint; give the output_dir of a training run"])
-    checkpoint = chosen_checkpoint(run, which)
-    trained = OmegaConf.load(run / "config.yaml")
-    assert isinstance(trained, DictConfig)
-    if trained.weights:
-        return trained, checkpoint, open_weights(trained.weights)[1]
-    return trained, checkpoint, Architecture(**trained.model)
+from recipes.training.model.opening import find_checkpoint
 
 
 def refuse_impossible(cfg: DictConfig, trained: DictConfig) -> None:
@@ -58,8 +40,6 @@ def refuse_impossible(cfg: DictConfig, trained: DictConfig) -> None:
         ConfigError: they do not.
     """
     folder = Path(cfg.output_dir)
-    if not (cfg.tokenizer or trained.weights):
-        raise ConfigError(cfg.run, ["started from no weights; name the tokenizer's directory as tokenizer=..."])
     if folder.resolve() in (Path(path).resolve() for path in (cfg.tokenizer, trained.weights) if path):
         raise ConfigError("output_dir", [f"{folder} is the export's own input; give a folder of its own"])
     if cfg.adapter == "keep" and not trained.get("adapter"):
@@ -89,7 +69,9 @@ def write_files(
     return written, run_gate(cfg, trained, shape, reader, folder)
 
 
-def write_card(cfg: DictConfig, trained: DictConfig, stage: dict[str, Any], folder: Path, gate: str) -> list[str]:
+def write_card(
+    cfg: DictConfig, trained: DictConfig, stages: list[dict[str, Any]], folder: Path, gate: str
+) -> list[str]:
     """Writes README.md, licence files and notice; returns what the card does not say."""
     weights = Path(trained.weights or folder)
     told = read_header(weights)
@@ -105,7 +87,7 @@ def write_card(cfg: DictConfig, trained: DictConfig, stage: dict[str, Any], fold
         for label, scores in scores_by_task(found.harness).items():
             lines.append([label, *(f"{100 * scores[m]['macro']:.1f}" if m in scores else "–" for m in found.harness)])
         tables.append(markdown_table(lines))
-    card, unknown = model_card(cfg, [*lineage_of(trained.weights), stage], licence, base, "\n\n".join(tables), gate)
+    card, unknown = model_card(cfg, stages, licence, base, "\n\n".join(tables), gate)
     (folder / CARD).write_text(card, encoding="utf-8")
     return unknown
 
@@ -117,20 +99,21 @@ def main(cfg: DictConfig) -> int:
         return 0
     run, folder, unfinished = Path(cfg.run), Path(cfg.output_dir), Path(f"{Path(cfg.output_dir)}.tmp")
     if not (cfg.hub and cfg.hub.only):
-        trained, checkpoint, architecture = read_run(run, cfg.checkpoint)
+        checkpoint = chosen_checkpoint(run, cfg.checkpoint)
+        source = find_checkpoint(checkpoint, run, cfg.tokenizer)
+        trained = cast(DictConfig, source.trained)
         refuse_impossible(cfg, trained)
         state = read_state(checkpoint)
         check_files(checkpoint)
         files.check_base(trained, state)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        written, gate = write_files(cfg, trained, checkpoint, architecture, unfinished)
-        stage = stage_of(run, trained, state, cfg.data_licenses)
-        unknown = write_card(cfg, trained, stage, unfinished, gate)
+        written, gate = write_files(cfg, trained, checkpoint, source.architecture, unfinished)
+        stages = [*lineage_of(trained.weights), stage_of(run, trained, state, cfg.data_licenses)]
+        unknown = write_card(cfg, trained, stages, unfinished, gate)
         inputs = {"checkpoint": checkpoint / "state.json"}
         inputs |= {"weights": Path(trained.weights)} if trained.weights else {}
         facts = {"kind": {"merge": "model", "keep": "adapter"}[cfg.adapter], "run": str(run), "step": state["step"]}
-        stages = [*lineage_of(trained.weights), stage]
         write_manifest(unfinished, inputs, **facts, ledger=state["ledger"], gate=gate, stages=stages)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)

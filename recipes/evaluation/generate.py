@@ -1,6 +1,5 @@
 """Text from a model: greedy or sampled, in batches, with a key-value cache."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ class Generator:
     """Continues prompts with one model; holds its key-value cache. The model stays as it is."""
 
     def __init__(self, model: nn.Module, batch: int, max_tokens: int, compiled: bool = False) -> None:
-        """Allocates the cache, in the dtype of the model.
+        """Allocates the cache, in the dtype of the model's matrices.
 
         Args:
             model: torchtune's decoder, on its device.
@@ -25,8 +24,6 @@ class Generator:
             max_tokens: prompt and answer together; at most the model's max_seq_len.
             compiled: whether the layers are compiled for single tokens, at the first one; a prompt is read without.
         """
-        # torchtune's RMSNorm computes in fp32 with a bf16 scale; torch says that it takes the unfused kernel
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         self._model = cast(Any, model.eval())
         self._batch, self._max_tokens, self._compiled = batch, max_tokens, compiled
         self._layers = [CachedLayer(layer, batch, max_tokens) for layer in self._model.layers]

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_prep.hf_directory import ModelDirectory
 from data_prep.lineage import write_json
+from data_prep.model_card import licence_files
 from recipes.merging.errors import MergeError
 from recipes.merging.plan import MergePlan
 from recipes.merging.vocabulary import tokenizer_json, tokens_of
@@ -19,7 +20,6 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
 )
-LICENCE = re.compile(r"(LICENSE|USE_POLICY|NOTICE)(\.(md|txt))?", re.IGNORECASE)
 TOKEN_ID = re.compile(r"(bos|pad|decoder_start)_token_id")
 
 
@@ -60,9 +60,8 @@ def write_chat_files(plan: MergePlan, folder: Path) -> None:
         if (target.path / extra).is_file():
             shutil.copyfile(target.path / extra, folder / extra)
     for model in reversed(plan.directories.values()):  # the target's come last and stay
-        for file in sorted(model.path.iterdir()):
-            if LICENCE.fullmatch(file.name) and file.is_file():
-                shutil.copyfile(file, folder / file.name)
+        for file in licence_files(model.path):
+            shutil.copyfile(file, folder / file.name)
     config = {**target.config, "eos_token_id": ends}
     if isinstance(text_config := target.config.get("text_config"), dict):
         config = {**target.config, "text_config": {**text_config, "eos_token_id": ends}}

@@ -259,7 +259,7 @@ def test_a_run_without_a_complete_checkpoint_is_refused(tmp_path, run, export_he
         assert f"error: {folder}: 1 problem(s)\n  - {text}" in export_here(folder, code=2)
     shutil.copytree(run / "checkpoints", other / "checkpoints", dirs_exist_ok=True)
     (other / "config.yaml").unlink()
-    assert text in export_here(other, code=2)
+    assert "has no config.yaml; the run folder of" in export_here(other, code=2)
     assert not (tmp_path / "out").exists()
 
 

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from recipes.training.checkpoints.folder import CheckpointError, complete_checkpoints, latest_checkpoint, read_state
+from configs.loader import ConfigError
+from recipes.training.checkpoints.folder import complete_checkpoints, latest_checkpoint, read_state
 
 BEST = "best.json"
 """In the run folder; written by `recipes.evaluate_run`."""
@@ -24,23 +25,25 @@ def chosen_checkpoint(run: Path, which: str) -> Path:
         which: `newest`, `best`, or a step as text.
 
     Raises:
-        CheckpointError: the run has no such checkpoint.
+        ConfigError: the run has no such checkpoint.
+        CheckpointError: the kept one is damaged.
     """
     if which == "newest":
         if (newest := latest_checkpoint(run / "checkpoints")) is None:
-            raise CheckpointError(f"{run} holds no complete checkpoint; give the output_dir of a training run")
+            raise ConfigError(run, ["holds no complete checkpoint; give the output_dir of a training run"])
         return newest
     if which == "best":
         file = run / BEST
         if not file.is_file():
-            raise CheckpointError(
-                f"{file} does not exist; it says which checkpoint is best; run recipes.evaluate_run with run={run}, "
-                "or give checkpoint=newest"
+            problem = (
+                "does not exist; it says which checkpoint is best; run recipes.evaluate_run with "
+                f"run={run}, or give checkpoint=newest"
             )
+            raise ConfigError(file, [problem])
         told = json.loads(file.read_text(encoding="utf-8"))
         if told["checkpoint"] is None:
             best = "none" if told["step"] is None else f"step {told['step']}"
-            raise CheckpointError(f"{file} says that the best is {best}, {told['reason']}; give checkpoint=newest")
+            raise ConfigError(file, [f"says that the best is {best}, {told['reason']}; give checkpoint=newest"])
         read_state(run / told["checkpoint"])
         return run / told["checkpoint"]
     found = complete_checkpoints(run / "checkpoints") + complete_checkpoints(run / "best")
@@ -48,4 +51,4 @@ def chosen_checkpoint(run: Path, which: str) -> Path:
         if read_state(path)["step"] == int(which):
             return path
     steps = ", ".join(dict.fromkeys(str(read_state(path)["step"]) for path in found)) or "none"
-    raise CheckpointError(f"{run} has no complete checkpoint of step {which}; there are: {steps}; give one of them")
+    raise ConfigError(run, [f"has no complete checkpoint of step {which}; there are: {steps}; give one of them"])

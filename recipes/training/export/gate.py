@@ -21,7 +21,7 @@ from data_prep.tokens.tokenizer import Tokenizer, load_tokenizer
 from recipes.training.distributed import choose_device
 from recipes.training.export.files import Read
 from recipes.training.export.tokenizer import ExportError, chat_template, check_tokenizer, tokenizer_source
-from recipes.training.model.decoder import Architecture, build_model, materialise
+from recipes.training.model.decoder import Architecture, model_to_fill
 
 GATES = ("transformers", "weights")
 READ_BACK = "the weights were read back bit for bit; no other library was asked"
@@ -139,15 +139,10 @@ def trained_logits(
         texts: token ids.
         gate: says dtype and device.
     """
-    with torch.device("meta"):
-        model = build_model(architecture).to(gate.dtype)
-    for module in model.modules():
-        if hasattr(module, "normalized_shape"):  # an RMSNorm
-            module.float()  # it computes in fp32 and takes a scale of fp32; the values stay rounded to the dtype
-    materialise(model, torch.device(gate.device))
+    model = model_to_fill(architecture, torch.device(gate.device), gate.dtype)
     for name, parameter in model.named_parameters():
-        parameter.copy_(read(name).to(gate.dtype))
-    logits = _logits(model.eval(), texts, gate.device)
+        parameter.copy_(read(name).to(gate.dtype))  # norms too: rounded, as the other library has them
+    logits = _logits(model, texts, gate.device)
     del model
     gc.collect()
     return logits

@@ -15,7 +15,7 @@ from data_prep.hf_directory import ModelDirectory
 from recipes.training.checkpoints.folder import STATE, latest_checkpoint, read_state
 from recipes.training.export import files
 from recipes.training.model import weights
-from recipes.training.model.decoder import Architecture, Decoder, build_model, restore_rope, stated_architecture
+from recipes.training.model.decoder import Architecture, Decoder, model_to_fill, stated_architecture
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,17 @@ def open_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         ConfigError: a tensor is missing or has another shape, or a run's adapters belong to other weights.
         CheckpointError: the checkpoint is damaged.
     """
-    with torch.device("meta"):
-        model = build_model(source.architecture).requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype if parameter.dim() > 1 else torch.float32)  # norms compute in fp32
-    model.to_empty(device=device)
-    restore_rope(model, device)
+    model = model_to_fill(source.architecture, device, dtype)
     if source.trained is None:
         weights.load(model, ModelDirectory.open(source.path), source.architecture)
-        return model.eval()
+        return model
     files.check_base(source.trained, read_state(source.path))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     read = partial(files.read_parameter, source.path)
     reader = files.model_reader(source.trained, source.architecture, read, shapes)
     for name, parameter in model.named_parameters():
-        parameter.data.copy_(reader(name))
-    return model.eval()
+        parameter.copy_(reader(name))
+    return model
 
 
 def _own_template(folder: Path) -> str | None:

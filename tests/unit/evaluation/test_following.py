@@ -11,7 +11,7 @@ from recipes.evaluation import following
 from recipes.evaluation.following import ask_to_end, begin, conclude, pin, recorded, replay_share, waiting
 from recipes.evaluation.rule import RuleSettings
 from recipes.training.checkpoints.chosen import choice_problems, chosen_checkpoint
-from recipes.training.checkpoints.folder import CheckpointError, complete_checkpoints, remove, write_state
+from recipes.training.checkpoints.folder import complete_checkpoints, remove, write_state
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_best_checkpoint_that_is_gone_is_told(run):
     told = json.loads((run / "best.json").read_text())
     assert (told["step"], told["checkpoint"]) == (10, None)
     assert "its checkpoint was deleted before it could be kept" in told["reason"]
-    with pytest.raises(CheckpointError, match=r"says that the best is step 10, .* give checkpoint=newest"):
+    with pytest.raises(ConfigError, match=r"says that the best is step 10, .* give checkpoint=newest"):
         chosen_checkpoint(run, "best")
 
 
@@ -203,13 +203,13 @@ def test_the_share_of_replay_is_that_of_the_runs_tokens(run):
     ("which", "message"),
     [
         ("newest", "holds no complete checkpoint; give the output_dir of a training run"),
-        ("best", "best.json does not exist; it says which checkpoint is best; run recipes.evaluate_run with run="),
+        ("best", r"best\.json: 1 .*\n  - does not exist; .*; run recipes.evaluate_run with run=.*, or give"),
         ("7", "has no complete checkpoint of step 7; there are: none; give one of them"),
     ],
 )
 def test_a_checkpoint_that_is_not_there_is_named(run, which, message):
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ConfigError, match=message):
         chosen_checkpoint(run, which)
 
 
