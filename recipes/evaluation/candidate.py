@@ -99,10 +99,7 @@ def score_answers(
     questions: list[dict[str, Any]],
     tasks: Mapping[str, Task] | None = None,
 ) -> tuple[dict[str, float | None], list[str]]:
-    """Returns form, language, repetition and exact match of the answers, and the answers to the prompts.
-
-    It leaves a key-value cache in the model, so that text and choices are scored before.
-    """
+    """Returns form, language, repetition and exact match of the answers, and the answers to the prompts."""
     spoken = {name: task for name, task in (tasks or {}).items() if task.kind in SPOKEN}
     rows = [*prompts, *questions, *(row for task in spoken.values() for row in task.messages())]
     replies = iter(answers(candidate, rows, limits) if rows else [])

@@ -91,7 +91,7 @@ def template_of(tokenizer: Path, name: str | None) -> ChatTemplate:
 
 
 def score(cfg: DictConfig, exam: Exam, template: ChatTemplate, model: nn.Module) -> tuple[dict[str, Any], list[str]]:
-    """Returns a model's figures, and its answers to the prompts; it keeps a cache and can be scored once.
+    """Returns a model's figures, and its answers to the prompts.
 
     Every rank must call it; the figures do not depend on their number.
 

@@ -40,8 +40,6 @@ class ScoringSettings:
     """Language that must not be forgotten, of `documents`."""
     max_rise: float = 0.05
     """Rise of its bits per byte over the first model's, as a share, above which a model counts as forgetting."""
-    seed: int = 0
-    """Unused: answers are greedy."""
     device: str = "auto"
     """auto, cpu or cuda."""
 

@@ -93,8 +93,6 @@ class ExportConfig:
     """report.json of recipes/evaluate.py and harness.json of recipes/harness.py, for the card."""
     hub: HubSettings | None = None
     """Push to the Hub when all is checked; null: do not."""
-    seed: int = 0
-    """Unused: nothing is drawn."""
 
 
 def check(cfg: DictConfig) -> list[str]:
