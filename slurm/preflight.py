@@ -125,17 +125,14 @@ def examine(here: Here, meeting: Meeting, share: float, problem: str, report: Re
     silent = gather_nodes(here, meeting, problem, report)
     for number, check in enumerate([] if silent else checks(share, meeting)):
         started = time.monotonic()
-        try:
-            facts = check.measure(here)
-        except (RuntimeError, OSError) as error:
-            facts = {"error": " ".join(str(error).split())[:200]}
-        rows = meeting.exchange(f"check-{number}", facts, check.seconds, range(here.size))
+        told, findings, silent = take(check, f"check-{number}", here, meeting)
         if here.rank == 0:
-            told, findings = check.judge(rows, here) if rows else ("", [])
-            silent = [rank for rank in range(here.size) if rank not in rows]
-            findings = [*findings, *silent_nodes(silent, here, f"{check.name} within {check.seconds:g} s")]
-            if check.name == "group" and (errors := [row["error"] for row in rows.values() if "error" in row]):
-                findings.append(Finding(None, f"the ranks cannot connect: {errors[0]}", "open the ports between nodes"))
+            meeting.say(f"again-{number}", bool(findings) and all(finding.is_rate for finding in findings))
+        if meeting.hear(f"again-{number}", check.seconds + 5):
+            slow = {finding.node for finding in findings}
+            told, findings, silent = take(check, f"check-{number}-again", here, meeting)
+            findings = [finding for finding in findings if not finding.is_rate or finding.node in slow]
+        if here.rank == 0:
             report.add(check.name, time.monotonic() - started, told, findings)
             meeting.say(f"go-{number}", not silent and not (check.name == "group" and findings))
         if not meeting.hear(f"go-{number}", check.seconds + 5):
@@ -143,6 +140,23 @@ def examine(here: Here, meeting: Meeting, share: float, problem: str, report: Re
     if here.rank == 0:
         meeting.say("exit code", int(bool(report.findings)))
     return int(meeting.hear("exit code", 30))
+
+
+def take(check: Check, name: str, here: Here, meeting: Meeting) -> tuple[str, list[Finding], list[int]]:
+    """Measures; returns on rank 0 what was found in words, what is wrong, and the ranks that gave no answer."""
+    try:
+        facts = check.measure(here)
+    except (RuntimeError, OSError) as error:
+        facts = {"error": " ".join(str(error).split())[:200]}
+    rows = meeting.exchange(name, facts, check.seconds, range(here.size))
+    if here.rank != 0:
+        return "", [], []
+    told, findings = check.judge(rows, here) if rows else ("", [])
+    silent = [rank for rank in range(here.size) if rank not in rows]
+    findings = [*findings, *silent_nodes(silent, here, f"{check.name} within {check.seconds:g} s")]
+    if check.name == "group" and (errors := [row["error"] for row in rows.values() if "error" in row]):
+        findings.append(Finding(None, f"the ranks cannot connect: {errors[0]}", "open the ports between nodes"))
+    return told, findings, silent
 
 
 def gather_nodes(here: Here, meeting: Meeting, problem: str, report: Report) -> list[int]:

@@ -22,6 +22,8 @@ class Finding:
     node: str | None
     problem: str
     remedy: str
+    is_rate: bool = False
+    """A rate is low, which a busy moment of the node can cause too: it counts if it is low again."""
 
     def line(self) -> str:
         """Returns it for the table."""

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm.preflight import Report, silent_nodes
+from slurm import preflight
+from slurm.preflight import Check, Report, examine, silent_nodes
 from slurm.preflight_facts import judge_facts
-from slurm.preflight_meeting import Finding, Here, majority
+from slurm.preflight_meeting import Finding, Here, Meeting, majority
 from slurm.preflight_network import ALL_PAIRS, judge_clock, judge_network, offset, rounds
 from slurm.preflight_node import judge_disk, judge_gpu, judge_sharing, matmul_tflops, parse_gpu
 from slurm.preflight_share import slow_nodes
@@ -225,3 +226,26 @@ def test_the_report_tells_what_is_wrong_and_whom_to_leave_out(capsys):
     assert out[1].split() == ["disk", "ok", "1.2", "s", "fine"]
     assert out[2].split()[:2] == ["clocks", "wrong"]
     assert out[3:] == ["error: n2: its clock is off; mend it", "error: x; y", "leave out: n2"]
+
+
+@pytest.mark.parametrize(
+    ("measured", "bad"),
+    [
+        ([{"n2": True}, {}], []),  # a busy moment
+        ([{"n2": True}, {"n3": True}], []),
+        ([{"n2": True, "n3": True}, {"n3": True}], ["n3"]),
+        ([{"n2": False}], ["n2"]),  # no rate: it is not measured again
+        ([{"n2": False, "n3": True}], ["n2", "n3"]),
+    ],
+)
+def test_a_rate_must_be_low_twice(monkeypatch, measured, bad):
+    left = iter(measured)
+
+    def judge(rows, here):
+        return "told", [Finding(node, "slow", "mend it", is_rate) for node, is_rate in rows[0].items()]
+
+    monkeypatch.setattr(preflight, "checks", lambda share, meeting: [Check("disk", 1, lambda here: next(left), judge)])
+    report, alone = Report(), here("n1")
+    assert examine(alone, Meeting(alone, 1), 0.5, "", report) == bool(bad)
+    assert report.bad_nodes == bad
+    assert list(left) == []
