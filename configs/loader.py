@@ -4,14 +4,10 @@ A schema is a dataclass; its fields are the only keys a file may set. Every prob
 configuration is collected and raised at once, before any long work starts.
 """
 
-import argparse
 import dataclasses
 import difflib
-import functools
 import importlib
 import inspect
-import os
-import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -93,42 +89,6 @@ def load(
         raise ConfigError(path, problems)
     OmegaConf.set_readonly(cfg, True)
     return cfg
-
-
-def parse(
-    schema: type, check: Callable[[DictConfig], list[str]] | None = None
-) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Makes `main(cfg)` an entry point that `tune run`, `torchrun -m` and `python -m` can all launch.
-
-    A `UserError` ends the program with its message and exit code 1 (configuration: 2); of several
-    ranks only the first prints, as all of them find the same. A boolean field with the metadata `flag` may also be
-    given as --NAME; another one, whose `flag` is what its value is called, as --NAME VALUE.
-    """
-
-    def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        @functools.wraps(main)
-        def entry() -> None:
-            parser = argparse.ArgumentParser(description=main.__doc__)
-            parser.add_argument("--config", required=True, help="YAML file, e.g. configs/cpt/llama3_8b_ko.yaml")
-            parser.add_argument("overrides", nargs="*", metavar="key=value")
-            flags = {field.name: field.metadata["flag"] for field in dataclasses.fields(schema) if field.metadata}
-            for name, flag in flags.items():
-                if flag is True:
-                    parser.add_argument(f"--{name}", action="store_const", const="true", help=f"means {name}=true")
-                else:
-                    parser.add_argument(f"--{name}", metavar=flag, help=f"means {name}={flag}")
-            args = parser.parse_intermixed_args()
-            overrides = [*args.overrides, *(f"{name}={value}" for name in flags if (value := getattr(args, name)))]
-            try:
-                sys.exit(main(load(schema, args.config, overrides, check)))
-            except UserError as error:
-                if os.environ.get("RANK", "0") == "0":
-                    print(f"error: {error}", file=sys.stderr, flush=True)
-                sys.exit(2 if isinstance(error, ConfigError) else 1)
-
-        return entry
-
-    return decorate
 
 
 def resolve(name: str) -> Any:

@@ -2,11 +2,10 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
-from configs.loader import UserError
+from configs.entry import exit_code_of
 
 PROGRAM = "python -m data_prep"
 COMMANDS = (
@@ -38,21 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns its exit code: 0 done, 1 bad input, 130 interrupted; 3 is the command's own."""
+    """Runs one subcommand and returns its exit code, as of `exit_code_of`; 3 is the command's own."""
     args = make_parser().parse_args(arguments)
-    try:
-        code = int(args.run(args))
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what is complete is kept", file=sys.stderr, flush=True)
-        return 130
-    except BrokenPipeError:  # the reader, such as `head`, has what it wants
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
-        return 0
+    return exit_code_of(lambda: int(args.run(args)))
 
 
 if __name__ == "__main__":

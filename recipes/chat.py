@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from configs.loader import existing_path, one_of, parse, positive
+from configs.entry import parse
+from configs.loader import existing_path, one_of, positive
 from data_prep.dialogue.chat_template import ChatTemplate
 from data_prep.hf_directory import ModelDirectory
 from data_prep.tokens.tokenizer import load_tokenizer

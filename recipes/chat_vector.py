@@ -15,7 +15,8 @@ from typing import cast
 from omegaconf import MISSING, DictConfig, OmegaConf
 from tqdm import tqdm
 
-from configs.loader import parse, positive
+from configs.entry import parse
+from configs.loader import positive
 from recipes.merging.chat_files import chat_settings, has_chat_template
 from recipes.merging.directory import is_merged, merge
 from recipes.merging.norms import largest_table

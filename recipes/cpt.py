@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from configs.loader import parse
+from configs.entry import parse
 from recipes.training.data.mixture import read_mixture
 from recipes.training.data.plan import show_plan
 from recipes.training.data.sources import open_data

@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from tqdm import tqdm
 
-from configs.loader import ConfigError, existing_path, parse
+from configs.entry import parse
+from configs.loader import ConfigError, existing_path
 from data_prep.lineage import write_json
 from recipes.evaluation.exam import Exam, examples_behind, length_problems, read_exam, score, template_of
 from recipes.evaluation.report.tables import text_table

@@ -16,7 +16,8 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from configs.loader import ConfigError, UserError, parse, positive
+from configs.entry import parse
+from configs.loader import ConfigError, UserError, positive
 from recipes.evaluation import following
 from recipes.evaluation.exam import Exam, identity, length_problems, read_exam, score, template_of
 from recipes.evaluation.rule import RuleSettings

@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig
 
-from configs.loader import ConfigError, parse
+from configs.entry import parse
+from configs.loader import ConfigError
 from data_prep.hub_upload import push
 from data_prep.lineage import write_json, write_manifest
 from data_prep.model_card import CARD, licence_files, licence_of, read_header, write_notice

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from omegaconf import MISSING, DictConfig
 
-from configs.loader import existing_path, one_of, parse, positive
+from configs.entry import parse
+from configs.loader import existing_path, one_of, positive
 from data_prep.disk import check_free, disk_full
 from data_prep.hf_directory import TOKENIZER_FILES, ModelDirectory
 from data_prep.lineage import MANIFEST, write_json, write_manifest

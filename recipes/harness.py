@@ -14,7 +14,8 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from tqdm import tqdm
 
-from configs.loader import ConfigError, existing_path, one_of, parse, positive
+from configs.entry import parse
+from configs.loader import ConfigError, existing_path, one_of, positive
 from data_prep.lineage import whole_file, write_json
 from recipes.evaluation import harness
 from recipes.evaluation.harness import BACKENDS, CHAT_TEMPLATES

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from configs.loader import UserError, parse
+from configs.entry import parse
+from configs.loader import UserError
 from data_prep import stages
 from data_prep.pipeline import PipelineConfig, begin, check, check_outputs, plan
 from data_prep.process import Launcher

@@ -11,7 +11,8 @@ from datetime import date
 
 from omegaconf import DictConfig
 
-from configs.loader import one_of, parse
+from configs.entry import parse
+from configs.loader import one_of
 from data_prep.dialogue.named_templates import name_problems
 from recipes.training.data.chat_examples import POLICIES, TRAIN_ON
 from recipes.training.data.plan import show_plan

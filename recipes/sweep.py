@@ -18,7 +18,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
-from configs.loader import ConfigError, existing_path, parse, positive
+from configs.entry import parse
+from configs.loader import ConfigError, existing_path, positive
 from data_prep.dialogue.chat_template import LLAMA3, ChatTemplate
 from data_prep.lineage import sha256_file, sha256_json, sha256_path, source_files, write_json
 from data_prep.tokens.tokenizer import load_tokenizer

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from configs.entry import exit_code_of
 from configs.loader import UserError, load
 from data_prep.lineage import ROOT, write_json
 from recipes.evaluate_run import EvaluateRunConfig, check, regular_checkpoints
@@ -94,19 +95,14 @@ def follow(cfg: DictConfig, cluster: DictConfig, args: argparse.Namespace) -> No
         time.sleep(cfg.poll_seconds)
 
 
-def main() -> int:
+def main() -> None:
     """Submits a job for each checkpoint of a run."""
     args = arguments()
-    try:
-        if Path.cwd().resolve() != ROOT:
-            raise UserError(f"the current folder is {Path.cwd()}; {ROOT} is expected; change to it: jobs start there")
-        cfg = load(EvaluateRunConfig, args.config, [*args.overrides, "watch=true"], check)
-        follow(cfg, load(ClusterSettings, args.cluster, (), check_cluster), args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+    if Path.cwd().resolve() != ROOT:
+        raise UserError(f"the current folder is {Path.cwd()}; {ROOT} is expected; change to it: jobs start there")
+    cfg = load(EvaluateRunConfig, args.config, [*args.overrides, "watch=true"], check)
+    follow(cfg, load(ClusterSettings, args.cluster, (), check_cluster), args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +9,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from configs.loader import UserError, load
+from configs.entry import exit_code_of
+from configs.loader import load
 from data_prep.pipeline import PipelineConfig, check
 from slurm.commands import ENDED, job_states
 
 
 def with_pipeline(description: str | None, action: Callable[[DictConfig], None]) -> int:
-    """Runs a command about the pipeline that the command line names; returns its exit code, 1 for a user's error."""
+    """Runs a command about the pipeline that the command line names; returns its exit code."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", required=True)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()
-    try:
-        action(load(PipelineConfig, args.pipeline, args.overrides, check))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code_of(lambda: action(load(PipelineConfig, args.pipeline, args.overrides, check)))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from configs.entry import exit_code_of
 from configs.loader import UserError, load
 from data_prep import stages
 from data_prep.lineage import ROOT, write_json
@@ -45,24 +46,20 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Submits what is not done and prints the jobs."""
     args = arguments()
-    try:
-        if Path.cwd().resolve() != ROOT:
-            raise UserError(f"the current folder is {Path.cwd()}; {ROOT} is expected; change to it: jobs start there")
-        cfg = load(PipelineConfig, args.pipeline, args.overrides, check_pipeline)
-        cluster = load(ClusterSettings, args.cluster, (), check_cluster)
-        jobs, done = planned_jobs(cfg, stages.Stamps(Path(cfg.output_dir)))
-        for name in done:
-            print(f"{name}: unchanged, skipped")
-        if not jobs:
-            print("all stages are done")
-            return 0
-        if args.dry_run:
-            return show(jobs, cluster, Path(cfg.output_dir).absolute() / ".submissions" / "TIME")
-        refuse_if_queued(Path(cfg.output_dir))
-        return submit(jobs, cfg, cluster)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+    if Path.cwd().resolve() != ROOT:
+        raise UserError(f"the current folder is {Path.cwd()}; {ROOT} is expected; change to it: jobs start there")
+    cfg = load(PipelineConfig, args.pipeline, args.overrides, check_pipeline)
+    cluster = load(ClusterSettings, args.cluster, (), check_cluster)
+    jobs, done = planned_jobs(cfg, stages.Stamps(Path(cfg.output_dir)))
+    for name in done:
+        print(f"{name}: unchanged, skipped")
+    if not jobs:
+        print("all stages are done")
+        return 0
+    if args.dry_run:
+        return show(jobs, cluster, Path(cfg.output_dir).absolute() / ".submissions" / "TIME")
+    refuse_if_queued(Path(cfg.output_dir))
+    return submit(jobs, cfg, cluster)
 
 
 def show(jobs: list[PlannedJob], cluster: DictConfig, submission: Path) -> int:
@@ -161,4 +158,4 @@ def print_jobs(jobs: list[PlannedJob], cluster: DictConfig, ids: dict[str, str])
 
 if __name__ == "__main__":
     os.environ.pop("SLURM_JOB_ID", None)  # submitted from within an interactive job, it is no step of that one
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

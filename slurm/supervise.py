@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from configs.loader import UserError
+from configs.entry import exit_code_of
 from slurm.attempt import (
     Fence,
     Limits,
@@ -186,30 +186,26 @@ def say(job: Job, text: str) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Runs one attempt and what follows it; returns the job's exit code."""
-    try:
-        stage: StageOfJob | None = stage_of_job(os.environ)
-        folder = stage.folder if stage else None
-        job = Job.from_environment(os.environ, stage.words if stage else words, folder)
-        limits = Limits.from_environment(os.environ)
-        supervisor = Supervisor(job, limits)
-        if stage is not None and not stage.begin():
-            return 0
-        said = supervisor.attempt(job.words)
-        say(job, f"{said.what}: {said.why}")
-        if said.what == "done" and stage is not None:
-            stage.end(time.time() - supervisor.record.attempts[-1]["began"])
-        if said.what == "requeue":
-            if supervisor.is_terminated:
-                return 143
-            return requeue(job)
-        if said.what == "left" and not supervisor.is_terminated:
-            # A later attempt of this job goes on. If it is another job's run now, no job behind this one may start.
-            return 1 if supervisor.fence.is_lost_to_another_job() else 0
-        return {"done": 0, "left": 143}.get(said.what, 1)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+    stage: StageOfJob | None = stage_of_job(os.environ)
+    folder = stage.folder if stage else None
+    job = Job.from_environment(os.environ, stage.words if stage else words, folder)
+    limits = Limits.from_environment(os.environ)
+    supervisor = Supervisor(job, limits)
+    if stage is not None and not stage.begin():
+        return 0
+    said = supervisor.attempt(job.words)
+    say(job, f"{said.what}: {said.why}")
+    if said.what == "done" and stage is not None:
+        stage.end(time.time() - supervisor.record.attempts[-1]["began"])
+    if said.what == "requeue":
+        if supervisor.is_terminated:
+            return 143
+        return requeue(job)
+    if said.what == "left" and not supervisor.is_terminated:
+        # A later attempt of this job goes on. If it is another job's run now, no job behind this one may start.
+        return 1 if supervisor.fence.is_lost_to_another_job() else 0
+    return {"done": 0, "left": 143}.get(said.what, 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_code_of(lambda: main(sys.argv[1:])))

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from configs.loader import ConfigError, UserError, load, resolve
+from configs.entry import exit_code_of
+from configs.loader import ConfigError, load, resolve
 from recipes.training.checkpoints.comparison import Comparison, compare_runs, rows_by_step
 from recipes.training.checkpoints.trials import Launcher, behind, in_a_save, num_rows
 from recipes.training.data.sources import open_data
@@ -53,11 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scratch", type=Path, help="default: output_dir with -verify-resume; removed after a PASS")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(arguments)
-    try:
-        return verify(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+    return exit_code_of(lambda: verify(args))
 
 
 def verify(args: argparse.Namespace) -> int:

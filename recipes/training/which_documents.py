@@ -15,7 +15,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from configs.loader import ConfigError, UserError
+from configs.entry import exit_code_of
+from configs.loader import ConfigError
 from recipes.training.checkpoints.checkpoint import latest_checkpoint, read_state
 from recipes.training.data.contents import step_contents
 from recipes.training.data.plan import DataPlan
@@ -32,16 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, required=True, help="counted from 1, as in metrics.jsonl")
     parser.add_argument("--json", action="store_true", help="whole texts, one JSON object a document")
     args = parser.parse_args(arguments)
-    try:
-        cfg = read_config(args.run, args.step)
-        data = open_data(cfg)
-        check_same_data(args.run, data)
-        for row in step_contents(data, args.step - 1, cfg.weights):
-            print(json.dumps(row, ensure_ascii=False) if args.json else _line(row))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    return 0
+    return exit_code_of(lambda: show(args))
+
+
+def show(args: argparse.Namespace) -> None:
+    """Prints what the command line asks for."""
+    cfg = read_config(args.run, args.step)
+    data = open_data(cfg)
+    check_same_data(args.run, data)
+    for row in step_contents(data, args.step - 1, cfg.weights):
+        print(json.dumps(row, ensure_ascii=False) if args.json else _line(row))
 
 
 def read_config(run: Path, step: int) -> DictConfig:

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from configs.loader import UserError
+from configs.entry import exit_code_of
 from recipes.evaluation.report.markdown import write_markdown
 from recipes.evaluation.report.page import write_page
 from recipes.evaluation.report.sources import read_sources
@@ -18,7 +18,7 @@ from recipes.evaluation.report.tables import text_table
 from recipes.evaluation.report.words import LANGUAGES
 
 
-def main() -> int:
+def main() -> None:
     """Prints and writes what the command line asks for."""
     assert __doc__
     parser = argparse.ArgumentParser(
@@ -29,19 +29,14 @@ def main() -> int:
     parser.add_argument("--language", choices=LANGUAGES, default="en", help="of the page, until its reader switches")
     parser.add_argument("sources", nargs="+", type=Path, metavar="RUN_OR_REPORT", help="files and folders to read")
     args = parser.parse_args()
-    try:
-        found = read_sources(args.sources)
-        if args.out:
-            write_page(args.out, found, args.language)
-        if args.markdown:
-            write_markdown(args.markdown, found)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    found = read_sources(args.sources)
+    if args.out:
+        write_page(args.out, found, args.language)
+    if args.markdown:
+        write_markdown(args.markdown, found)
     written = [str(path) for path in (args.out, args.markdown) if path]
     print(*[text_table(found.rows)] if found.rows else [], *written, sep="\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -21,7 +21,8 @@ from data_prep.tokens.tokenizer import Tokenizer, load_tokenizer
 from recipes.training.distributed import choose_device
 from recipes.training.export.files import Read
 from recipes.training.export.tokenizer import ExportError, chat_template, check_tokenizer, tokenizer_source
-from recipes.training.model.decoder import Architecture, model_to_fill
+from recipes.training.model.decoder import Architecture
+from recipes.training.model.opening import model_to_fill
 
 GATES = ("transformers", "weights")
 READ_BACK = "the weights were read back bit for bit; no other library was asked"

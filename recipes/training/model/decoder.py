@@ -286,23 +286,6 @@ def materialise(model: Decoder, device: torch.device) -> Decoder:
     return model
 
 
-def model_to_fill(architecture: Architecture, device: torch.device, dtype: torch.dtype) -> Decoder:
-    """Returns a decoder for inference whose parameters have no values yet.
-
-    Args:
-        architecture: its shape.
-        device: of the parameters.
-        dtype: of the matrices. Norms stay in fp32, in which they compute, and rotary caches too.
-    """
-    with torch.device("meta"):
-        model = build_model(architecture).requires_grad_(False).eval()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype if parameter.dim() > 1 else torch.float32)
-    model.to_empty(device=device)
-    restore_rope(model, device)
-    return model
-
-
 def restore_rope(model: nn.Module, device: torch.device) -> None:
     """Recomputes the rotary caches, which a model built on the meta device lacks; they stay in fp32."""
     with device:

@@ -15,7 +15,7 @@ from data_prep.hf_directory import ModelDirectory
 from recipes.training.checkpoints.folder import STATE, latest_checkpoint, read_state
 from recipes.training.export import files
 from recipes.training.model import weights
-from recipes.training.model.decoder import Architecture, Decoder, model_to_fill, stated_architecture
+from recipes.training.model.decoder import Architecture, Decoder, build_model, restore_rope, stated_architecture
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,23 @@ def open_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     reader = files.model_reader(source.trained, source.architecture, read, shapes)
     for name, parameter in model.named_parameters():
         parameter.copy_(reader(name))
+    return model
+
+
+def model_to_fill(architecture: Architecture, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """Returns a decoder for inference whose parameters have no values yet.
+
+    Args:
+        architecture: its shape.
+        device: of the parameters.
+        dtype: of the matrices. Norms stay in fp32, in which they compute, and rotary caches too.
+    """
+    with torch.device("meta"):
+        model = build_model(architecture).requires_grad_(False).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype if parameter.dim() > 1 else torch.float32)
+    model.to_empty(device=device)
+    restore_rope(model, device)
     return model
 
 
