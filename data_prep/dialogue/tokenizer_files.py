@@ -1,13 +1,11 @@
 """The tokenizer's files of an exported model, with the chat template that it was trained with."""
 
-import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.dialogue.chat_template import stored_templates
 from data_prep.dialogue.named_templates import OWN, open_template
-from data_prep.document import CorpusError
+from data_prep.generation_settings import end_ids
 from data_prep.hf_directory import TOKENIZER_FILES
 from data_prep.tokens.tokenizer import load_tokenizer
 
@@ -39,15 +37,5 @@ def write_tokenizer(source: Path, folder: Path, chat_template: str) -> tuple[int
         if chat_template != OWN:
             (folder / "chat_template.jinja").write_text(template.template, encoding="utf-8")
         ends += [] if template.end_of_turn is None else [template.end_of_turn]
-    ends += [id_ for id_ in _listed_ends(source) if id_ in special]
+    ends += [id_ for id_ in end_ids(source) if id_ in special]
     return tokenizer.bos_id, list(dict.fromkeys(ends))
-
-
-def _listed_ends(source: Path) -> Iterator[int]:
-    """Yields the ids that end a text by the directory's own settings; none of a directory of tokenizer files alone."""
-    for file in (source / "generation_config.json", source / "config.json"):
-        try:
-            listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-        except ValueError as error:
-            raise CorpusError(f"{file} is no JSON ({error}); a model's settings are expected; copy it again") from None
-        yield from listed if isinstance(listed, list) else [] if listed is None else [listed]

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from configs.loader import ConfigError
+from data_prep.generation_settings import end_ids
 from data_prep.lineage import sha256_path, write_json
 from recipes.evaluation.harness_tasks import TaskSettings
 from recipes.evaluation.report.tables import markdown_table
@@ -37,16 +38,11 @@ class Score:
 
 
 def end_of_answer(folder: Path) -> list[str]:
-    """Returns the tokens that end an answer, as text: those of generation_config.json, else of config.json."""
-    ids: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        ids += value if isinstance(value, list) else [] if value is None else [value]
+    """Returns the tokens that end an answer, as text; see `end_ids`."""
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     texts = {token["id"]: token["content"] for token in content.get("added_tokens") or []}
-    return list(dict.fromkeys(texts[one] for one in ids if one in texts))
+    return [texts[one] for one in end_ids(folder) if one in texts]
 
 
 def stop_at(tasks: Sequence[Any], ends: Sequence[str]) -> None:

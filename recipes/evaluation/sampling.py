@@ -1,6 +1,5 @@
 """How the next token is chosen: the settings of published model cards, with the meaning transformers gives them."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from data_prep.document import CorpusError
+from data_prep.generation_settings import generation_config
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,6 @@ def changed(sampling: Sampling, values: Mapping[str, Any]) -> Sampling:
     """Returns the settings with those of `values` that are given and not None in their place."""
     names = [field.name for field in fields(Sampling)]
     return replace(sampling, **{name: values[name] for name in names if values.get(name) is not None})
-
-
-def generation_config(folder: Path) -> dict[str, Any]:
-    """Returns a model directory's generation_config.json, empty without one.
-
-    Raises:
-        CorpusError: it holds no JSON object.
-    """
-    path = folder / "generation_config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise CorpusError(f"{path} is no JSON ({error}); a JSON object is expected; mend or remove it") from None
-    if not isinstance(found, dict):
-        raise CorpusError(f"{path} holds no JSON object; settings by name are expected; mend or remove it")
-    return found
 
 
 def own_sampling(folder: Path) -> Sampling:

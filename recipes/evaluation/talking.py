@@ -8,10 +8,11 @@ import torch
 from configs.loader import UserError
 from data_prep.dialogue.chat_template import ChatTemplate
 from data_prep.dialogue.messages import Message
+from data_prep.generation_settings import end_ids
 from data_prep.hf_directory import ModelDirectory
 from data_prep.tokens.tokenizer import Tokenizer
 from recipes.evaluation.generate import Generator
-from recipes.evaluation.sampling import Sampler, Sampling, generation_config
+from recipes.evaluation.sampling import Sampler, Sampling
 
 
 class PromptError(UserError):
@@ -77,12 +78,9 @@ def opening(system: str | None, question: str) -> list[Message]:
 
 def stop_ids(directory: ModelDirectory, tokenizer: Tokenizer, template: ChatTemplate | None) -> tuple[int, ...]:
     """Returns the ids that end an answer: those of the model's files, or the document end, and the template's."""
-    ids: list[int] = []
-    for config in (generation_config(directory.path), directory.config):
-        value = config.get("eos_token_id")
-        ids += value if isinstance(value, list) else [] if value is None else [value]
+    ids = end_ids(directory.path) or [tokenizer.eos_id]
     end_of_turn = template.end_of_turn if template else None
-    return tuple(dict.fromkeys([*(ids or [tokenizer.eos_id]), *([] if end_of_turn is None else [end_of_turn])]))
+    return tuple(dict.fromkeys([*ids, *([] if end_of_turn is None else [end_of_turn])]))
 
 
 class PartialText:

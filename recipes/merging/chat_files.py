@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from data_prep.generation_settings import end_ids, generation_config
 from data_prep.hf_directory import ModelDirectory
 from data_prep.lineage import write_json
 from data_prep.model_card import licence_files
@@ -70,22 +71,18 @@ def write_chat_files(plan: MergePlan, folder: Path) -> None:
 
 
 def end_token_ids(model: ModelDirectory) -> list[int]:
-    """Returns the ids that end generation: those of `generation_config.json`, then those only in `config.json`.
+    """Returns the ids that end generation.
 
     Raises:
-        MergeError: neither file has one, so the merged model would never stop.
+        MergeError: no file states one, so the merged model would never stop.
     """
-    found: list[int] = []
-    text_config = model.config.get("text_config")
-    for config in (generation_settings(model), model.config, text_config if isinstance(text_config, dict) else {}):
-        value = config.get("eos_token_id")
-        found += value if isinstance(value, list) else [] if value is None else [value]
+    found = end_ids(model.path)
     if not found:
         raise MergeError(
             f"{model.path} has no eos_token_id in config.json or generation_config.json; one is needed to end an "
             "answer; add it there"
         )
-    return list(dict.fromkeys(found))
+    return found
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -102,19 +99,9 @@ def chat_template(folder: Path) -> Any:
 
 
 def generation_settings(model: ModelDirectory) -> dict[str, Any]:
-    """Returns generation_config.json, or what config.json has of it.
-
-    Raises:
-        MergeError: the file holds no JSON object.
-    """
-    file = model.path / "generation_config.json"
-    if not file.is_file():
-        ids = {key: model.config.get(key) for key in ("bos_token_id", "eos_token_id")}
-        return {key: value for key, value in ids.items() if value is not None}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise MergeError(f"{file} holds no JSON object: {error}; copy it again") from None
+    """Returns generation_config.json, or what config.json has of it."""
+    ids = {key: model.config.get(key) for key in ("bos_token_id", "eos_token_id")}
+    return generation_config(model.path) or {key: value for key, value in ids.items() if value is not None}
 
 
 def _matching_ids(plus: ModelDirectory, target: ModelDirectory) -> dict[int, int]:

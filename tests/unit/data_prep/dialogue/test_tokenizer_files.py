@@ -41,5 +41,5 @@ def test_an_ordinary_token_in_the_list_is_left_out(instruct, tmp_path):
 def test_damaged_settings_are_named(tmp_path):
     base = llama3_1_tokenizer(tmp_path / "base")
     (base / "generation_config.json").write_text("{")
-    with pytest.raises(CorpusError, match=r"generation_config.json is no JSON \(.*\); a model's settings are expected"):
+    with pytest.raises(CorpusError, match=r"generation_config.json is no JSON \(.*\); a JSON object is expected"):
         ends(base, tmp_path)
