@@ -28,4 +28,4 @@ def test_a_reader_that_has_enough_ends_the_command_in_silence(tmp_path, unbuffer
     os.close(out)
     process = subprocess.run(command, cwd=ROOT, env=environment, stdout=into, stderr=subprocess.PIPE, text=True)
     os.close(into)
-    assert (process.returncode, process.stderr) == (0, "")
+    assert (process.returncode, process.stderr) == (141, "")

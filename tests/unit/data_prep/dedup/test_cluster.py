@@ -250,28 +250,36 @@ def environment(place: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "message", "code"),
     [
-        ({"clean": {}, "documents": []}, r"clean: there is no source; at least one is expected"),
-        ({"clean": {"a/b": "--dump x"}}, r"clean\.a/b: 'a/b' names no folder; letters, digits, - and _ are expected"),
-        ({"clean": {"a": "--dump -"}}, r"clean\.a: '--dump -' reads standard input; a file is expected"),
-        ({"clean": {"a": "--dump x --out y"}}, r"clean: --out is in '--dump x --out y'; `cluster` sets it itself"),
-        ({"clean": {"a": "--dmp x"}}, r"clean: '--dmp x': .*; see python -m data_prep clean --help"),
-        ({"dedup": "--keep oldest"}, r"dedup: '--keep oldest': .*invalid choice: 'oldest'"),
-        ({"dedup": "--threshold 2"}, r"--threshold is 2\.0; above 0 and at most 1 is expected"),
-        ({"tokens": ""}, r"tokens: '': .*required: --tokenizer"),
-        ({"tokens": "--tokenizer nothing.model"}, r"nothing\.model"),
-        ({"max_tasks": 0}, r"max_tasks: 0 is not positive"),
-        ({"documents": ["nowhere"]}, r"nowhere has no manifest\.json; a complete folder is expected; mend documents"),
-        ({"clean": {"a": "--dump nowhere.bz2"}}, r"nowhere\.bz2 does not exist"),
-        ({"slurm": {"qs": "x"}}, r"slurm\.qs .*: unknown key; did you mean 'qos'\?"),
+        ({"clean": {}, "documents": []}, r"clean: there is no source; at least one is expected", 2),
+        (
+            {"clean": {"a/b": "--dump x"}},
+            r"clean\.a/b: 'a/b' names no folder; letters, digits, - and _ are expected",
+            2,
+        ),
+        ({"clean": {"a": "--dump -"}}, r"clean\.a: '--dump -' reads standard input; a file is expected", 2),
+        ({"clean": {"a": "--dump x --out y"}}, r"clean: --out is in '--dump x --out y'; `cluster` sets it itself", 2),
+        ({"clean": {"a": "--dmp x"}}, r"clean: '--dmp x': .*; see python -m data_prep clean --help", 2),
+        ({"dedup": "--keep oldest"}, r"dedup: '--keep oldest': .*invalid choice: 'oldest'", 2),
+        ({"dedup": "--threshold 2"}, r"--threshold is 2\.0; above 0 and at most 1 is expected", 1),
+        ({"tokens": ""}, r"tokens: '': .*required: --tokenizer", 2),
+        ({"tokens": "--tokenizer nothing.model"}, r"nothing\.model", 1),
+        ({"max_tasks": 0}, r"max_tasks: 0 is not positive", 2),
+        (
+            {"documents": ["nowhere"]},
+            r"nowhere has no manifest\.json; a complete folder is expected; mend documents",
+            1,
+        ),
+        ({"clean": {"a": "--dump nowhere.bz2"}}, r"nowhere\.bz2 does not exist", 1),
+        ({"slurm": {"qs": "x"}}, r"slurm\.qs .*: unknown key; did you mean 'qos'\?", 2),
     ],
 )
 def test_what_cannot_be_used_is_named_before_anything_is_written(
-    sources: Path, tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+    sources: Path, tmp_path: Path, changes: dict[str, Any], message: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = config(sources, tmp_path, **{"clean": {}} | changes)
-    assert main(["cluster", "--config", str(path), "--workers", "1"]) == 1
+    assert main(["cluster", "--config", str(path), "--workers", "1"]) == code
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
