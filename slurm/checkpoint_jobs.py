@@ -17,13 +17,13 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from configs.entry import exit_code_of
-from configs.loader import UserError, load
+from configs.loader import load
 from data_prep.lineage import ROOT, write_json
 from recipes.evaluate_run import EvaluateRunConfig, check, regular_checkpoints
 from recipes.evaluation import following
 from slurm.cluster import ClusterSettings, job_environment
 from slurm.cluster import check as check_cluster
-from slurm.commands import ENDED, job_states, submit_job
+from slurm.commands import ENDED, job_states, refuse_other_folder, submit_job
 
 
 def arguments() -> argparse.Namespace:
@@ -98,8 +98,7 @@ def follow(cfg: DictConfig, cluster: DictConfig, args: argparse.Namespace) -> No
 def main() -> None:
     """Submits a job for each checkpoint of a run."""
     args = arguments()
-    if Path.cwd().resolve() != ROOT:
-        raise UserError(f"the current folder is {Path.cwd()}; {ROOT} is expected; change to it: jobs start there")
+    refuse_other_folder()
     cfg = load(EvaluateRunConfig, args.config, [*args.overrides, "watch=true"], check)
     follow(cfg, load(ClusterSettings, args.cluster, (), check_cluster), args)
 

@@ -7,8 +7,10 @@ import subprocess
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 from configs.loader import UserError
+from data_prep.lineage import ROOT
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 
@@ -78,6 +80,16 @@ def node_address(node: str) -> str:
     """Returns the address by which Slurm reaches a node: its name need not resolve on the others."""
     match = re.search(r"\bNodeAddr=(\S+)", slurm("scontrol", "show", "node", "--oneliner", node))
     return match[1] if match else node
+
+
+def refuse_other_folder() -> None:
+    """Checks that a command that submits was started in the repository's root, where its jobs start.
+
+    Raises:
+        UserError: it was not.
+    """
+    if Path.cwd().resolve() != ROOT:
+        raise UserError(f"the current folder is {Path.cwd()}; {ROOT} is expected; change to it: jobs start there")
 
 
 def submit_job(options: Sequence[str], environment: dict[str, str]) -> str:

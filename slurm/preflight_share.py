@@ -19,7 +19,10 @@ def slow_nodes(rates: dict[str, float], share: float, what: str, remedy: str) ->
     usual = statistics.median(rates.values())
     return [
         Finding(
-            node, f"{rate:,.3g} {what}, the median is {usual:,.3g} and {share:.0%} of it are expected", remedy, True
+            node,
+            f"{rate:,.3g} {what}, the median is {usual:,.3g} and {share:.0%} of it are expected",
+            remedy,
+            is_rate=True,
         )
         for node, rate in rates.items()
         if rate < share * usual

@@ -19,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from configs.entry import exit_code_of
 from configs.loader import UserError, load
 from data_prep import stages
-from data_prep.lineage import ROOT, write_json
+from data_prep.lineage import write_json
 from data_prep.pipeline import PipelineConfig
 from data_prep.pipeline import check as check_pipeline
 from slurm import snapshot
 from slurm.cluster import ClusterSettings, job_environment
 from slurm.cluster import check as check_cluster
-from slurm.commands import SlurmError, slurm, submit_job
+from slurm.commands import SlurmError, refuse_other_folder, slurm, submit_job
 from slurm.plan import PlannedJob, job_variables, planned_jobs, sbatch_options, table
 from slurm.submissions import active_jobs
 
@@ -46,8 +46,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Submits what is not done and prints the jobs."""
     args = arguments()
-    if Path.cwd().resolve() != ROOT:
-        raise UserError(f"the current folder is {Path.cwd()}; {ROOT} is expected; change to it: jobs start there")
+    refuse_other_folder()
     cfg = load(PipelineConfig, args.pipeline, args.overrides, check_pipeline)
     cluster = load(ClusterSettings, args.cluster, (), check_cluster)
     jobs, done = planned_jobs(cfg, stages.Stamps(Path(cfg.output_dir)))
